@@ -1,0 +1,35 @@
+# Each command sets up what it needs in .venv; a second call installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+# The marker holds what was installed: it is remade when the requirements change.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python >= 3.10 is needed, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	cp constraints.txt $@
+
+DEMO := $(BIN)/python cli.py
+RESULT := runs/demo
+
+demo: .venv/installed
+	rm -rf $(RESULT)
+	$(DEMO) fit --config configs/demo.yaml
+	$(DEMO) test --config configs/demo.yaml --ckpt_path $(RESULT)/best.ckpt
+	$(DEMO) predict --config configs/demo.yaml --ckpt_path $(RESULT)/best.ckpt
+	@echo "The pictures are in $(RESULT)/predictions/overlays."
+
+test: .venv/installed
+	WANDB_MODE=offline $(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info runs .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,178 @@
+"""Finding image files and reading them, with an error that names the file."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from datamodules.errors import DataError, some
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files below a folder, sorted, hidden ones left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def find_images(where: str | list[str]) -> dict[str, Path]:
+    """Return images without masks by id: a folder, a file, a glob, a `.txt` list, or several.
+
+    An id is the path below the folder (the file name otherwise) without its suffix; with it,
+    where two files differ in nothing else.
+
+    Raises:
+        DataError: Nothing there, or two files that would get the same id.
+    """
+    found: list[tuple[Path, Path]] = []  # what the id is relative to, the file
+    for each in [where] if isinstance(where, str) else where:
+        found += _expand(each)
+    stems = [path.relative_to(base).with_suffix("").as_posix() for base, path in found]
+    count = Counter(stems)
+    named: dict[str, Path] = {}
+    for (base, path), stem in zip(found, stems, strict=True):
+        name = stem if count[stem] == 1 else path.relative_to(base).as_posix()
+        if named.setdefault(name, path) != path:
+            raise DataError(
+                f"{named[name]} and {path} would both be written as {name!r}: predict them apart "
+                "(option: --data.predict)"
+            )
+    return named
+
+
+def _expand(where: str) -> list[tuple[Path, Path]]:
+    path = Path(where).expanduser()
+    if path.is_dir():
+        files = [(path, file) for file in list_images(path)]
+    elif path.suffix == ".txt" and path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        listed = [Path(line) for line in lines if line]
+        absolute = [file if file.is_absolute() else path.parent / file for file in listed]
+        if missing := [str(file) for file in absolute if not file.is_file()]:
+            raise DataError(f"{path} lists images that do not exist: {some(missing)}")
+        files = [(file.parent, file) for file in absolute]
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+        files = [(file.parent, file) for file in matches if file.suffix.lower() in SUFFIXES]
+    if not files:
+        raise DataError(
+            f"no images at {where!r}: expected a folder, a glob, an image or a .txt list of "
+            "images, one path a line (option: --data.predict)"
+        )
+    return files
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read any image file as RGB.
+
+    Args:
+        path: An 8-bit or 16-bit file, colour or grey; 16 bits are reduced to 8.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DataError: The file cannot be decoded to its end.
+    """
+    image = _open(path)
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow would clip instead of scale
+        grey = np.asarray(image, dtype=np.float64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise DataError(f"image {path} has values outside 0..65535 (mode {image.mode})")
+        image = Image.fromarray((grey / 257).round().astype(np.uint8))
+    return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path, as_color: bool = False) -> NDArray[np.integer]:
+    """Read a mask's stored values: palette indices or grey values, or its colours.
+
+    Args:
+        path: The mask file.
+        as_color: Look a palette's colours up instead of returning its indices.
+
+    Returns:
+        (H, W) uint8 or int32 values, or (H, W, 3) uint8 where the file holds colours or
+        `as_color` asks for them. Grey stored as three equal channels is one channel.
+
+    Raises:
+        DataError: The file cannot be decoded to its end.
+    """
+    image = _open(path)
+    if as_color or image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
+        color = np.array(image.convert("RGB"))
+        if not as_color and (color == color[..., :1]).all():
+            return color[..., 0]
+        return color
+    if image.mode in ("LA", "PA"):
+        return np.array(image)[..., 0]
+    if image.mode == "1":
+        return np.array(image).astype(np.uint8)
+    if image.mode == "F":
+        values = np.array(image)
+        if (values != values.round()).any():
+            raise DataError(f"mask {path} holds fractional values; expected whole class ids")
+        return values.astype(np.int32)
+    return np.array(image)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) from the header, without decoding."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def by_stem(
+    files: Iterable[Path], base: Path, suffix: str = "", option: str = ""
+) -> dict[str, Path]:
+    """Index files by their path below `base` without file suffix and without `suffix`.
+
+    Args:
+        files: Image files below `base`.
+        base: The folder the names are relative to.
+        suffix: What a stem must end in to count, e.g. `_mask`; it is cut off.
+        option: Named in the error.
+
+    Raises:
+        DataError: Two files with one stem.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        stem = path.relative_to(base).with_suffix("").as_posix()
+        if not stem.endswith(suffix):
+            continue
+        stem = stem.removesuffix(suffix)
+        if stem in found:
+            raise DataError(
+                f"{found[stem]} and {path} have the same name but for their type: keep one"
+                + (f" (option: {option})" if option else "")
+            )
+        found[stem] = path
+    return found

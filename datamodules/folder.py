@@ -1,0 +1,309 @@
+"""Anybody's images and masks, in folders."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.base import SegmentationDataModule, Split
+from datamodules.dataset import FileSource
+from datamodules.errors import DataError, some
+from datamodules.files import SUFFIXES, by_stem, list_images, read_mask
+from datamodules.labels import VOID, MaskDecoder, UnknownValues, read_color_map
+
+
+class FolderDataModule(SegmentationDataModule):
+    """Image files and mask files of the same names, one split per subfolder or list file.
+
+    Any of these layouts is found, images and masks in any file type:
+
+        root/images/train/*.jpg   root/masks/train/*.png     (and val, test)
+        root/train/images/*.jpg   root/train/masks/*.png     (and val, test)
+        root/images/*.jpg         root/masks/*.png           with root/train.txt, root/val.txt
+        root/images/*.jpg         root/masks/*.png           alone: every fifth image validates
+
+    A line of a list file is an id (`a/b` for `images/a/b.jpg`), or an image and a mask path
+    relative to the root. A missing test split is replaced by the validation split.
+
+    The classes are given by one of `num_classes` (stored values 0, 1, ...), `mask_values` and
+    `color_map`.
+
+    Args:
+        root: The folder of the dataset.
+        num_classes: Number of classes, where masks store 0 .. num_classes - 1.
+        mask_values: The stored value of each class in class order, e.g. [0, 255].
+        color_map: Class name -> RGB for colour-coded masks, or a file with it: `.csv` lines
+            `name,r,g,b`, `.json` or `.yaml`.
+        class_names: One name per class, in class order; with a `color_map` its names.
+        void: Stored values that mean "not labelled" (default 255, where that is no class), or
+            with a `color_map` the names of its entries that do.
+        unknown_values: `error` stops at a stored value that is no class, `void` leaves such
+            pixels out.
+        images: Name of the image folder.
+        masks: Name of the mask folder.
+        image_suffix: What image names have before the file type and masks have not.
+        mask_suffix: Likewise for masks, e.g. `_mask` for `a.jpg` and `a_mask.png`.
+        train: Name of the training split: a subfolder, or a list file.
+        val: Name of the validation split.
+        test: Name of the test split.
+        unpaired: `error` stops where an image lacks its mask or a mask its image, `skip` leaves
+            those out.
+        loader_options: Passed to `SegmentationDataModule`.
+
+    Raises:
+        DataError: With the file, what was found and expected, and the option to change.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        num_classes: int | None = None,
+        mask_values: list[int] | None = None,
+        color_map: dict[str, list[int]] | str | None = None,
+        class_names: list[str] | None = None,
+        void: list[int | str] | None = None,
+        unknown_values: UnknownValues = "error",
+        images: str = "images",
+        masks: str = "masks",
+        image_suffix: str = "",
+        mask_suffix: str = "",
+        train: str = "train",
+        val: str = "val",
+        test: str = "test",
+        unpaired: Literal["error", "skip"] = "error",
+        **loader_options: Any,
+    ) -> None:
+        super().__init__(**loader_options)
+        self.root = Path(root).expanduser()
+        self._names: dict[str, str] = {"train": train, "val": val, "test": test}
+        self._folders = (images, masks)
+        self._suffixes = (image_suffix, mask_suffix)
+        self._skip_unpaired = unpaired == "skip"
+        self._void_given = void is not None
+        self._palette: list[list[int]] | None = None
+        if not self.root.is_dir():
+            raise DataError(f"folder {self.root} does not exist (option: --data.root)")
+        if color_map is not None:
+            names, self.decoder = self._decode_colors(color_map, void, unknown_values)
+        else:
+            values = self._values(num_classes, mask_values, class_names)
+            self.decoder = MaskDecoder(values, None, _void_values(void, values), unknown_values)
+            names = [f"class_{index}" for index in range(len(values))]
+        given = {
+            "num_classes": num_classes,
+            "mask_values": mask_values and len(mask_values),
+            "class_names": class_names and len(class_names),
+        }
+        if wrong := {name: size for name, size in given.items() if size not in (None, len(names))}:
+            raise DataError(f"{len(names)} classes, but {wrong}: these options must agree")
+        self._class_names = list(class_names or names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """One name per class, in class order."""
+        return self._class_names
+
+    @property
+    def palette(self) -> list[list[int]] | None:
+        """The colours of the colour map, where there is one."""
+        return self._palette
+
+    def source(self, split: Split) -> FileSource:
+        """Pair the files of a split and try a few of its masks."""
+        images, masks = self._pairs(split)
+        if not images:
+            raise DataError(
+                f"split {split!r} has no images: looked in {self._places(split)} for "
+                f"{', '.join(sorted(SUFFIXES))} (options: --data.root, --data.images, "
+                f"--data.{split})"
+            )
+        source = FileSource(images, masks, self.decoder)
+        self._try_some(source)
+        return source
+
+    def _decode_colors(
+        self,
+        color_map: dict[str, list[int]] | str,
+        void: Sequence[int | str] | None,
+        unknown_values: UnknownValues,
+    ) -> tuple[list[str], MaskDecoder]:
+        colors = read_color_map(color_map)
+        void_names = [str(name) for name in void or ()]
+        if missing := [name for name in void_names if name not in colors]:
+            raise DataError(
+                f"--data.void names {some(missing)}, which the colour map does not hold; "
+                f"it holds {some(list(colors), 20)}"
+            )
+        names = [name for name in colors if name not in void_names]
+        self._palette = [list(colors[name]) for name in names]
+        return names, MaskDecoder(
+            None, self._palette, [colors[name] for name in void_names], unknown_values
+        )
+
+    def _values(
+        self,
+        num_classes: int | None,
+        mask_values: list[int] | None,
+        class_names: list[str] | None,
+    ) -> list[int]:
+        if mask_values is not None:
+            return mask_values
+        count = num_classes if num_classes is not None else len(class_names or ())
+        if count < 1:
+            raise DataError(
+                "which classes do the masks hold? Give one of --data.num_classes (stored values "
+                "0, 1, ...), --data.mask_values (e.g. [0,255]) and --data.color_map (a file of "
+                f"name,r,g,b lines). {self._seen_in_masks()}"
+            )
+        return list(range(count))
+
+    def _seen_in_masks(self) -> str:
+        """Describe what a few of the mask files hold, as a help to write the options."""
+        folders = [self.root / self._folders[1], *sorted(self.root.glob(f"*/{self._folders[1]}"))]
+        files = [file for folder in folders if folder.is_dir() for file in list_images(folder)]
+        if not files:
+            return f"No masks were found in {some([str(folder) for folder in folders])}."
+        chosen = _spread(files, 16)
+        rows = [read_mask(path) for path in chosen]
+        flat = [row.reshape(-1, 3) if row.ndim == 3 else row.reshape(-1) for row in rows]
+        if any(row.ndim == 2 for row in flat):
+            found = np.unique(np.concatenate([row for row in flat if row.ndim == 2]), axis=0)
+            named = some([str(tuple(color)) for color in found.tolist()], 24)
+            return f"{len(chosen)} masks looked at are RGB and hold the colours {named}."
+        values = np.unique(np.concatenate(flat)).tolist()
+        return f"{len(chosen)} masks looked at hold the values {some(list(map(str, values)), 24)}."
+
+    def _pairs(self, split: Split) -> tuple[dict[str, Path], dict[str, Path]]:
+        name = self._names[split]
+        if (listed := self._list_file(name)) is not None:
+            return self._listed(listed)
+        for images, masks in self._subfolders(name):
+            if images.is_dir():
+                return self._match(self._index(images, 0), self._index(masks, 1), images, masks)
+        if split == "test":
+            return self._pairs("val")
+        return self._divided(split)
+
+    def _list_file(self, name: str) -> Path | None:
+        places = (self.root / name, self.root / f"{name}.txt")
+        return next((path for path in places if path.is_file()), None)
+
+    def _subfolders(self, name: str) -> list[tuple[Path, Path]]:
+        images, masks = self._folders
+        return [
+            (self.root / images / name, self.root / masks / name),
+            (self.root / name / images, self.root / name / masks),
+        ]
+
+    def _places(self, split: Split) -> str:
+        name = self._names[split]
+        places = [str(images) for images, _ in self._subfolders(name)]
+        return some([*places, str(self.root / f"{name}.txt"), str(self.root / self._folders[0])])
+
+    def _index(self, folder: Path, which: int) -> dict[str, Path]:
+        if not folder.is_dir():
+            option = "--data.images" if which == 0 else "--data.masks"
+            raise DataError(f"folder {folder} does not exist (options: --data.root, {option})")
+        return by_stem(list_images(folder), folder, self._suffixes[which])
+
+    def _match(
+        self, images: dict[str, Path], masks: dict[str, Path], image_at: Path, mask_at: Path
+    ) -> tuple[dict[str, Path], dict[str, Path]]:
+        lone_images = sorted(images.keys() - masks.keys())
+        lone_masks = sorted(masks.keys() - images.keys())
+        if (lone_images or lone_masks) and not self._skip_unpaired:
+            told = [
+                f"{len(lone)} {what} in {place}: {some(lone)}"
+                for lone, what, place in (
+                    (
+                        lone_images,
+                        f"without a mask in {mask_at}, of {len(images)} images",
+                        image_at,
+                    ),
+                    (lone_masks, f"without an image in {image_at}, of {len(masks)} masks", mask_at),
+                )
+                if lone
+            ]
+            raise DataError(
+                f"{'; '.join(told)}. Names must agree but for the file type and "
+                "--data.image_suffix, --data.mask_suffix; --data.unpaired skip leaves these out"
+            )
+        both = images.keys() & masks.keys()
+        return {key: images[key] for key in both}, {key: masks[key] for key in both}
+
+    def _listed(self, path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [line for line in lines if line]
+        if all(len(row) == 2 for row in rows):
+            images = {_stem(image): self.root / image for image, _ in rows}
+            masks = {_stem(image): self.root / mask for image, mask in rows}
+            absent = [
+                str(file) for file in (*images.values(), *masks.values()) if not file.is_file()
+            ]
+            if absent:
+                raise DataError(f"{path} names files that do not exist: {some(absent)}")
+            return images, masks
+        ids = [" ".join(row) for row in rows]
+        known_images, known_masks = self._all()
+        suffixes = tuple(SUFFIXES)
+        ids = [_stem(name) if name.lower().endswith(suffixes) else name for name in ids]
+        for known, what in ((known_images, "image"), (known_masks, "mask")):
+            if missing := [name for name in ids if name not in known]:
+                raise DataError(
+                    f"{path} names {some(missing)}, for which there is no {what} in "
+                    f"{self.root / self._folders[what == 'mask']}"
+                )
+        return {key: known_images[key] for key in ids}, {key: known_masks[key] for key in ids}
+
+    def _all(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        images, masks = (self.root / folder for folder in self._folders)
+        return self._index(images, 0), self._index(masks, 1)
+
+    def _divided(self, split: Split) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Send every fifth image, by a hash of its name, to validation."""
+        folders = [self.root / folder for folder in self._folders]
+        already_divided = any(
+            self._list_file(name) or any(images.is_dir() for images, _ in self._subfolders(name))
+            for name in self._names.values()
+        )
+        if already_divided or not folders[0].is_dir():
+            return {}, {}
+        images, masks = self._match(*self._all(), *folders)
+        order = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
+        chosen = order[::5] if split == "val" else [name for at, name in enumerate(order) if at % 5]
+        return {key: images[key] for key in chosen}, {key: masks[key] for key in chosen}
+
+    def _try_some(self, source: FileSource) -> None:
+        """Decode a few examples, so that a wrong option is told before anything is trained."""
+        seen: set[int] = set()
+        for index in _spread(range(len(source)), 8):
+            mask = source[index].mask
+            assert mask is not None
+            seen.update(np.unique(mask).tolist())
+        if seen == {0, VOID} and self.num_classes == 2 and not self._void_given:
+            raise DataError(
+                f"the masks in {self.root} hold 0 and 255 but never 1. If 255 is the second "
+                "class: --data.mask_values [0,255]; if it is void: --data.void [255]"
+            )
+
+
+def _void_values(void: Sequence[int | str] | None, values: Sequence[int]) -> list[int]:
+    if void is None:
+        return [] if VOID in values else [VOID]
+    if wrong := [value for value in void if not isinstance(value, int)]:
+        raise DataError(f"--data.void names {wrong}; without a colour map it takes stored values")
+    return [int(value) for value in void]
+
+
+def _spread(items: Sequence[Any], at_most: int) -> list[Any]:
+    """Pick items at even distances, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def _stem(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()

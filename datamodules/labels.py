@@ -1,0 +1,164 @@
+"""From the values or colours that a mask file stores to class ids and void."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.errors import DataError, some
+
+VOID = 255
+"""The class id of a pixel that counts neither in a loss nor in a metric."""
+
+MAX_CLASSES = 255
+UnknownValues = Literal["error", "void"]
+_UNKNOWN = -1
+
+
+class MaskDecoder:
+    """Maps stored mask values to 0..num_classes-1, and void to 255.
+
+    Args:
+        values: The stored value of every class, in class order, for index or grey masks.
+        colors: The RGB colour (0..255) of every class, in class order, for colour-coded masks.
+            Exactly one of `values` and `colors` is given.
+        void: Stored values (or RGB colours) that mean "not labelled".
+        unknown_values: What to do with a value that is neither: stop, or treat as void.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[int] | None = None,
+        colors: Sequence[Sequence[int]] | None = None,
+        void: Sequence[int] | Sequence[Sequence[int]] = (),
+        unknown_values: UnknownValues = "error",
+    ) -> None:
+        if (values is None) == (colors is None):
+            raise ValueError("give either values or colors")
+        self.as_color = colors is not None
+        self.unknown_values = unknown_values
+        codes = [_code(each) for each in (values if values is not None else colors or ())]
+        void_codes = [_code(each) for each in void]
+        if not 1 <= len(codes) <= MAX_CLASSES:
+            raise DataError(f"{len(codes)} classes; 1 to {MAX_CLASSES} are possible")
+        if len(set(codes + void_codes)) < len(codes) + len(set(void_codes)):
+            raise DataError(
+                "two classes, or a class and void, share a value or colour in the masks "
+                "(options: --data.mask_values, --data.color_map, --data.void)"
+            )
+        if not self.as_color and not all(0 <= code < 1 << 16 for code in codes + void_codes):
+            raise DataError("mask values must lie in 0..65535 (options: --data.mask_values, void)")
+        self._table = np.full(1 << 24 if self.as_color else 1 << 16, _UNKNOWN, np.int16)
+        self._table[void_codes] = VOID
+        self._table[codes] = np.arange(len(codes))
+        self._expected = f"{some([self._name(code) for code in codes], 12)}" + (
+            f" or void {some([self._name(code) for code in void_codes])}" if void_codes else ""
+        )
+
+    def __call__(self, stored: NDArray[np.integer], path: Path | str) -> NDArray[np.uint8]:
+        """Decode one mask.
+
+        Args:
+            stored: (H, W) values, or (H, W, 3) uint8 colours where `as_color`.
+            path: Named in the error.
+
+        Returns:
+            (H, W) uint8 class ids, void as 255.
+
+        Raises:
+            DataError: Colours where values were expected, or a value that is no class.
+        """
+        if stored.ndim == 3 and not self.as_color:
+            raise DataError(
+                f"mask {path} is colour-coded (RGB), expected one value per pixel: "
+                f"{self._expected}. Name the colours: --data.color_map FILE with a line "
+                "`name,r,g,b` per class"
+            )
+        codes = stored if stored.ndim == 2 else stored.astype(np.int32) @ (1 << 16, 1 << 8, 1)
+        if codes.min() < 0 or codes.max() >= len(self._table):
+            raise DataError(
+                f"mask {path} holds values {codes.min()}..{codes.max()}, expected {self._expected}"
+            )
+        ids: NDArray[np.int16] = self._table[codes]
+        unknown = ids == _UNKNOWN
+        if unknown.any():
+            if self.unknown_values == "error":
+                raise DataError(self._describe(codes, unknown, path))
+            ids[unknown] = VOID
+        return ids.astype(np.uint8)
+
+    def _describe(
+        self, codes: NDArray[np.integer], unknown: NDArray[np.bool_], path: object
+    ) -> str:
+        values, counts = np.unique(codes[unknown], return_counts=True)
+        row, column = np.argwhere(unknown)[0]
+        options = (
+            "--data.color_map, --data.void"
+            if self.as_color
+            else "--data.num_classes, --data.mask_values, --data.void"
+        )
+        found = some([self._name(int(value)) for value in values])
+        return (
+            f"mask {path} holds {found}, first at row {row}, column {column}, "
+            f"{counts.sum()} of {codes.size} pixels; expected {self._expected} "
+            f"(options: {options}, or --data.unknown_values void to leave such pixels out)"
+        )
+
+    def _name(self, code: int) -> str:
+        if not self.as_color:
+            return str(code)
+        return f"({code >> 16}, {code >> 8 & 255}, {code & 255})"
+
+
+def _code(value: int | Sequence[int]) -> int:
+    if isinstance(value, int):
+        return value
+    if len(value) != 3 or not all(0 <= channel <= 255 for channel in value):
+        raise DataError(f"a colour is three numbers in 0..255, not {list(value)}")
+    red, green, blue = value
+    return red << 16 | green << 8 | blue
+
+
+def read_color_map(source: str | Path | Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Return class name -> RGB, in order, from a mapping or a file.
+
+    Args:
+        source: A mapping; a `.csv` or `.txt` with `name,r,g,b` lines (a header line is skipped);
+            or a `.json` or `.yaml` mapping of names to three numbers.
+
+    Raises:
+        DataError: The file is missing or a line is not a name and three numbers in 0..255.
+    """
+    if isinstance(source, Mapping):
+        return {str(name): _rgb(name, color, "color_map") for name, color in source.items()}
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"colour map {path} does not exist (option: --data.color_map)")
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix in (".json", ".yaml", ".yml"):
+        import yaml
+
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if not isinstance(content, Mapping):
+            raise DataError(f"colour map {path} must map class names to [r, g, b]")
+        return {str(name): _rgb(name, color, path) for name, color in content.items()}
+    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(row)]
+    if rows and not any(cell.isdigit() for cell in rows[0]):
+        rows = rows[1:]
+    return {row[0]: _rgb(row[0], row[1:], path) for row in rows}
+
+
+def _rgb(name: object, color: object, origin: object) -> tuple[int, ...]:
+    try:
+        channels = tuple(int(channel) for channel in color)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        channels = ()
+    if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):
+        raise DataError(f"{origin}: colour of {name!r} must be three numbers in 0..255: {color}")
+    return channels

@@ -1,0 +1,278 @@
+"""What every method shares: the network, its input, evaluation, prediction, optimisation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_seg.errors import SetupError
+from lightning_seg.methods.optimization import PolyLR, backbone_of, build_optimizer
+from lightning_seg.methods.random_state import RandomState
+from lightning_seg.metrics import SegmentationMetrics
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SegmentationModule(L.LightningModule):
+    """Base of all methods; a method adds its losses in `training_step`.
+
+    Args:
+        network: Makes the network from the number of classes, or is it. It takes normalised
+            (B, 3, H, W) images and returns (B, C, H, W) logits, or a dict of them with `out` and,
+            for deep supervision, `aux` (one tensor or a list). Where it has attributes `mean`
+            and `std`, its input is normalised with these, else with ImageNet's.
+        num_classes: Number of classes C, void not counted.
+        class_names: One name per class, for logs and tables.
+        palette: One RGB colour in 0..255 per class, for pictures.
+        ignore_index: Mask value of pixels that do not count.
+        optimizer: Makes the optimizer from parameter groups.
+        lr: Learning rate; None keeps the optimizer's own.
+        lr_scheduler: Makes the schedule from the optimizer; None keeps the rate constant.
+        lr_interval: Whether the schedule advances with every step or every epoch.
+        backbone_lr_factor: Times the learning rate for the network's `encoder` or `backbone`.
+        head_bias_lr_factor: Times the learning rate for biases outside the backbone.
+        lambda_aux: Weight of the auxiliary logits' loss.
+        freeze_batch_norm: Keep the running statistics of `encoder` or of `all` batch norms as
+            they are and normalise by them in training; their scale and shift are still learnt.
+        channels_last: Keep images and weights in channels-last memory order, which many
+            convolutions prefer.
+        compile_network: Compile the network with `torch.compile`; checkpoints stay the same.
+
+    Raises:
+        SetupError: Settings that contradict each other.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self,
+        network: Callable[[int], nn.Module],
+        num_classes: int,
+        class_names: list[str] | None = None,
+        palette: list[list[int]] | None = None,
+        ignore_index: int = 255,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr: float | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["step", "epoch"] = "step",
+        backbone_lr_factor: float = 1.0,
+        head_bias_lr_factor: float = 1.0,
+        lambda_aux: float = 0.4,
+        freeze_batch_norm: Literal["none", "encoder", "all"] = "none",
+        channels_last: bool = False,
+        compile_network: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, values in {"class_names": class_names, "palette": palette}.items():
+            if values is not None and len(values) != num_classes:
+                raise SetupError(f"{len(values)} {name} for {num_classes} classes")
+        self.save_hyperparameters()
+        _keep_plain_values(self._hparams)
+        self._hparams_initial = dict(self._hparams)
+
+        self.network = network if isinstance(network, nn.Module) else network(num_classes)
+        self.num_classes = num_classes
+        self.class_names = class_names or [f"class_{index}" for index in range(num_classes)]
+        self.palette = palette
+        self.ignore_index = ignore_index
+        self.optimizer = optimizer
+        self.lr = lr
+        self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.backbone_lr_factor = backbone_lr_factor
+        self.head_bias_lr_factor = head_bias_lr_factor
+        self.lambda_aux = lambda_aux
+        self.freeze_batch_norm = freeze_batch_norm
+        self.channels_last = channels_last
+        mean = getattr(self.network, "mean", IMAGENET_MEAN)
+        std = getattr(self.network, "std", IMAGENET_STD)
+        self.register_buffer("image_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.val_metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.test_metrics = SegmentationMetrics(num_classes, ignore_index)
+        self._random_state = RandomState()
+
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if compile_network:
+            self.network.compile()
+        if freeze_batch_norm == "encoder" and backbone_of(self.network) is None:
+            raise SetupError(
+                f"freeze_batch_norm=encoder, but {type(self.network).__name__} has no `encoder` "
+                "or `backbone` (option: --model.freeze_batch_norm all)"
+            )
+        self.train()
+
+    # The network, from raw images to logits
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Bring images to the scale that the network's encoder was trained with.
+
+        Args:
+            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
+        """
+        if not image.is_floating_point():
+            image = image.float() / 255
+        image = (image - self.image_mean) / self.image_std
+        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+
+    def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
+        """Return all logits (B, C, H, W) of raw images, `out` (one) and `aux` (any number)."""
+        found = self.network(self.normalize(image))
+        if isinstance(found, Tensor):
+            return {"out": [found], "aux": []}
+        if not isinstance(found, Mapping) or "out" not in found:
+            raise SetupError(
+                f"{type(self.network).__name__} returned a {type(found).__name__}; expected "
+                "logits (B, C, H, W), or a dict with them under `out`"
+            )
+        aux = found.get("aux", [])
+        return {"out": [found["out"]], "aux": [aux] if isinstance(aux, Tensor) else list(aux)}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, C, H, W) logits of (B, 3, H, W) RGB images, uint8 or in [0, 1]."""
+        return self.outputs(image)["out"][0]
+
+    def train(self, mode: bool = True) -> SegmentationModule:
+        """Switch between training and evaluation; frozen batch norms stay in evaluation."""
+        super().train(mode)
+        frozen = {"none": None, "encoder": backbone_of(self.network), "all": self.network}
+        part = frozen[self.freeze_batch_norm]
+        for layer in part.modules() if part is not None else ():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+        return self
+
+    # Training
+
+    @abstractmethod
+    def pixel_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of (B, C, H, W) logits on (B, H, W) class ids, a scalar."""
+
+    def supervised_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Return `loss`, the total of the main and the weighted auxiliary losses, and its parts."""
+        outputs, target = self.outputs(batch["image"]), batch["mask"]
+        main = self.pixel_loss(outputs["out"][0], target)
+        if not outputs["aux"]:
+            return {"loss": main}
+        aux = torch.stack([self.pixel_loss(logits, target) for logits in outputs["aux"]]).sum()
+        return {
+            "loss": main + self.lambda_aux * aux,
+            "loss_main": main.detach(),
+            "loss_aux": aux.detach(),
+        }
+
+    def log_training(self, values: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log scalars of a training step as `train/<name>`, the loss on the progress bar too."""
+        self.log("train/loss", values["loss"].detach(), prog_bar=True, batch_size=batch_size)
+        others = {f"train/{name}": value for name, value in values.items() if name != "loss"}
+        if others:
+            self.log_dict(others, batch_size=batch_size)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Create the optimizer and, where one is asked for, its schedule."""
+        optimizer = build_optimizer(
+            self.optimizer,
+            self.network,
+            self.lr,
+            self.backbone_lr_factor,
+            self.head_bias_lr_factor,
+        )
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": self.lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config |= {"interval": "epoch", "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_train_start(self) -> None:
+        """Tell schedules how long the training is; not known before the loaders are there."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, PolyLR):
+                config.scheduler.set_length(self.trainer.estimated_stepping_batches)
+
+    # Evaluation and prediction
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Count a validation batch."""
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Count a test batch."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/miou`, `val/iou/<class>` and the accuracies."""
+        self._log_scores("val", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/miou`, `test/iou/<class>` and the accuracies."""
+        self._log_scores("test", self.test_metrics)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Return `labels`, (B, H, W) uint8 class ids at the images' own size, and their `id`s."""
+        return {"id": batch["id"], "labels": self(batch["image"]).argmax(1).to(torch.uint8)}
+
+    def _evaluate(self, batch: dict[str, Any], stage: str, metrics: SegmentationMetrics) -> None:
+        logits, target = self(batch["image"]), batch["mask"]
+        metrics.update(logits.argmax(1), target)
+        self.log(
+            f"{stage}/loss",
+            self.pixel_loss(logits, target),
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(target),
+        )
+
+    def _log_scores(self, stage: str, metrics: SegmentationMetrics) -> None:
+        scores = metrics.compute()
+        metrics.reset()
+        iou, _ = scores.pop("iou"), scores.pop("accuracy")
+        self.log(f"{stage}/miou", scores.pop("miou"), prog_bar=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
+        self.log_dict({f"{stage}/iou/{name}": iou[i] for i, name in enumerate(self.class_names)})
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the random state, so that a resumed run draws the same dropout masks."""
+        checkpoint["random_state"] = self._random_state.capture()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other classes; keep its random state for the next step."""
+        theirs = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
+        if theirs != self.num_classes:
+            raise SetupError(
+                f"the checkpoint was trained for {theirs} classes, the data has "
+                f"{self.num_classes} ({', '.join(self.class_names[:6])}...): use its data "
+                "(options: --data, --ckpt_path)"
+            )
+        self._random_state.keep(checkpoint.get("random_state"))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Go on with the random state of the checkpoint, once."""
+        self._random_state.restore()
+
+
+def _keep_plain_values(hparams: MutableMapping[str, Any]) -> None:
+    """Drop what a checkpoint could not be read back with safely: networks and functions."""
+    for name in [name for name, value in hparams.items() if not _is_plain(value)]:
+        del hparams[name]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(each) for each in (*value.keys(), *value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(_is_plain(each) for each in value)
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,24 @@
+"""Segmentation networks: plain modules that take normalised images and return logits."""
+
+from lightning_seg.networks.deeplab_v2 import DeepLabV2
+from lightning_seg.networks.deeplab_v3 import DeepLabV3
+from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.networks.encoder_head import EncoderHead
+from lightning_seg.networks.fcn import FCN, FCN8s
+from lightning_seg.networks.hrnet_ocr import HRNetOCR
+from lightning_seg.networks.lraspp import LRASPP
+from lightning_seg.networks.pspnet import PSPNet
+from lightning_seg.networks.unet import UNet
+
+__all__ = [
+    "FCN",
+    "LRASPP",
+    "DeepLabV2",
+    "DeepLabV3",
+    "EncoderHead",
+    "FCN8s",
+    "HRNetOCR",
+    "PSPNet",
+    "TimmEncoder",
+    "UNet",
+]
