@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network
+from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import DataError, SegmentationDataModule
 from lightning_seg import SegmentationModule, SetupError
 from lightning_seg.callbacks import IoUTable, LoggedConfig, PredictionWriter
+from lightning_seg.command import ReadableParser, told_plainly
 
 
 class SegmentationCLI(LightningCLI):
@@ -23,7 +21,16 @@ class SegmentationCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(IoUTable, "iou_table")
-        parser.set_defaults({"model": "CrossEntropyModule", "data": "SyntheticScenesDataModule"})
+        network = {"class_path": "lightning_seg.networks.LRASPP"}
+        model = {"class_path": "CrossEntropyModule", "init_args": {"network": network}}
+        parser.set_defaults({"model": model, "data": "SyntheticScenesDataModule"})
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the command line win: Lightning would let the checkpoint's settings replace it."""
+
+    def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
+        """Predict; unless asked for, keep nothing in memory: the files are the result."""
+        self.trainer.predict(return_predictions=bool(return_predictions), **kwargs)
 
 
 def main(args: ArgsType = None) -> SegmentationCLI:
@@ -34,18 +41,17 @@ def main(args: ArgsType = None) -> SegmentationCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        save_config_callback=LoggedConfig,
         save_config_kwargs={"overwrite": True},
+        parser_class=ReadableParser,
+        save_config_callback=LoggedConfig,
         args=args,
     )
 
 
 def run() -> None:
-    """Run the command; print a mistake of the user's as one message."""
-    try:
+    """Run the command; a mistake of the user's becomes one message and exit code 1."""
+    with told_plainly(DataError, SetupError):
         main()
-    except (DataError, SetupError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

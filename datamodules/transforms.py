@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,7 @@ def train_pipeline(
         color_jitter: Strength in [0, 1] of random brightness, contrast and saturation; a quarter
             of it for the hue. 0 switches it off.
     """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network
     import albumentations as A  # takes seconds: not for `--help`
 
     height, width = crop_size

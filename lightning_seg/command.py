@@ -1,0 +1,112 @@
+"""What the command says when something is wrong: one message, no dump."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+# Lightning's own use of torch's pytree, said on every run
+warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+
+# lines of jsonargparse's messages that speak of types and repeat the whole configuration
+_NOISE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type|"
+    r"Given value: (?:.{80}|NestedArg|Namespace|\{)"
+)
+_TYPE = re.compile(r"Type \S+\[.*\] expects a function or a callable class: |\.? Got value: .*")
+_REFUSED = re.compile(r"(?:Option|option) '([\w.]+)' is not accepted|not accept option '([\w.]+)'")
+_CLASS = re.compile(r"class_path(?:=| )'([\w.]+)'")
+
+
+class ReadableParser(LightningArgumentParser):
+    """Names the unknown key, where it stands and what may have been meant; then exits with 2."""
+
+    _words: Sequence[str] = ()
+
+    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Parse, remembering the words for an error message."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_args(args, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what matters of an error and leave."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.stderr.write(f"error: {explain(message, self._words)}\n")
+        self.exit(2)
+
+
+def explain(message: str, words: Sequence[str]) -> str:
+    """Shorten jsonargparse's message and say where the mistake is and what may be meant.
+
+    Args:
+        message: The library's message.
+        words: The command line, in which the configuration files are looked up.
+    """
+    lines = [
+        line.strip(" -") for line in message.splitlines() if not _NOISE.match(line.strip(" -"))
+    ]
+    kept = [_TYPE.sub("", line) for line in lines] or [message]
+    refused = _REFUSED.search(message)
+    if refused is None:
+        return "\n  ".join(kept)
+    key = next(group for group in refused.groups() if group).rpartition(".")[2]
+    owners = _CLASS.findall(message)
+    accepted = _options_of(owners[-1]) if owners else list(inspect.signature(Trainer).parameters)
+    if near := difflib.get_close_matches(key, accepted, n=2):
+        kept.append(f"did you mean {' or '.join(near)}?")
+    elif owners:
+        kept.append(f"{owners[-1]} accepts {', '.join(accepted)}")
+    kept += [f"it stands in {place}" for place in _find(key, words)]
+    return "\n  ".join(kept)
+
+
+def _options_of(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    added = ArgumentParser(exit_on_error=False).add_class_arguments(found, fail_untyped=False)
+    return sorted({option.partition(".")[0] for option in added})
+
+
+def _find(key: str, words: Sequence[str]) -> list[str]:
+    """Return `file, line n` of every configuration file on the command line that has the key."""
+    files = [Path(word) for word in words if word.endswith((".yaml", ".yml", ".json"))]
+    pattern = re.compile(rf'^\s*"?{re.escape(key)}"?\s*:')
+    return [
+        f"{file}, line {number}"
+        for file in files
+        if file.is_file()
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if pattern.match(line)
+    ]
+
+
+@contextmanager
+def told_plainly(*kinds: type[Exception]) -> Iterator[None]:
+    """Print an error of these kinds, or one that it caused, without traceback; exit with 1."""
+    try:
+        yield
+    except Exception as error:
+        each: BaseException | None = error
+        while each is not None and not isinstance(each, kinds):
+            each = each.__cause__
+        if each is None:
+            raise
+        # a loader process hands its whole traceback over as the message
+        message = re.split(rf"\b{type(each).__name__}: ", str(each))[-1].strip()
+        sys.exit(f"error: {message}")
