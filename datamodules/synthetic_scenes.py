@@ -165,18 +165,18 @@ class _Scene:
             self._boat(lake)
 
     def _boat(self, lake: NDArray[np.uint8]) -> None:
-        rows, columns = np.nonzero(lake)
+        half = max(3, int(self.width * self.rng.uniform(0.03, 0.07)))
+        # where the whole hull floats with water around it
+        rows, columns = np.nonzero(cv2.erode(lake, np.ones((half + 5, 2 * half + 5), np.uint8)))
         if len(rows) == 0:
             return
         at = int(self.rng.integers(len(rows)))
         x, y = int(columns[at]), int(rows[at])
-        half = max(3, int(self.width * self.rng.uniform(0.03, 0.07)))
         hull = np.array([(x - half, y), (x + half, y), (x + half // 2, y + half // 2 + 1)])
         hull = np.vstack([hull, (x - half // 2, y + half // 2 + 1)])
         sail = np.array([(x, y - 2 * half), (x, y), (x + half, y)])
         shape = np.zeros_like(self.mask)
         cv2.fillPoly(shape, [hull.astype(np.int32), sail.astype(np.int32)], 1)
-        shape[(self.mask != WATER) & (self.mask != SKY)] = 0  # the sail may rise into the sky
         self._paint(shape, BOAT, self._texture((235, 230, 220), cell=3, contrast=12))
 
     def buildings(self) -> None:
