@@ -80,12 +80,11 @@ class PlainLoop:
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         return self.net((image.float() / 255 - self.mean) / self.std)["out"]
 
-    def epoch(self, number: int, at_most: int | None = None) -> None:
+    def epoch(self, at_most: int | None = None) -> None:
         self.net.train()
         for layer in self.net.encoder.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.eval()
-        self.train_loader.sampler.set_epoch(number)
         for count, batch in enumerate(self.train_loader):
             if count == at_most:
                 return
@@ -127,7 +126,7 @@ class Turns(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         start = time.perf_counter()
-        self.loop.epoch(trainer.current_epoch)
+        self.loop.epoch()
         theirs = self.loop.validate()
         spent = time.perf_counter() - start
         ours = trainer.callback_metrics["val/miou"].item()
@@ -195,8 +194,8 @@ def compare_steps(steps: int, workers: int) -> None:
     run.fit(ours, data(workers))
     loop = PlainLoop(1, workers)
     loop.total = steps
-    for number in range(-(-steps // len(loop.train_loader))):
-        loop.epoch(number, at_most=steps - loop.step)
+    while loop.step < steps:
+        loop.epoch(at_most=steps - loop.step)
     theirs = copy.deepcopy(loop.net.state_dict())
     worst = max(
         (value.double() - theirs[name].double()).abs().max().item()

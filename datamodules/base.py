@@ -127,13 +127,18 @@ class SegmentationDataModule(L.LightningDataModule):
         )
         dataset = SegmentationDataset(self._sources["train"], pipeline)
         sampler = KeySampler(dataset, self.seed, shuffle=True, **self._ranks())
-        return ResumableLoader(
+        loader = ResumableLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=len(sampler) >= self.batch_size,
             **self._options(),
         )
+        loader.epoch_length = lambda: len(loader)
+        if (trainer := self.trainer) is not None:
+            loader.epoch = trainer.current_epoch
+            loader.epoch_length = lambda: int(min(len(loader), trainer.num_training_batches))
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images in order."""

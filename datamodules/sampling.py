@@ -8,7 +8,7 @@ workers, differs between epochs and ranks, repeats with the seed, and can be ent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ class SampleKey(NamedTuple):
 class KeySampler(DistributedSampler[SampleKey]):
     """Shuffled or ordered keys for one rank.
 
-    It is a `DistributedSampler`, so that Lightning keeps it as it is and tells it the epoch.
+    It is a `DistributedSampler`, so that Lightning keeps it as it is.
 
     Args:
         dataset: Anything with a length.
@@ -53,9 +53,15 @@ class KeySampler(DistributedSampler[SampleKey]):
         self.shuffle = shuffle
         self.rank = rank
         self.num_replicas = num_replicas
-        self.epoch = 0
-        self.skip = 0
-        """Leave out this many keys once, at the start of the next iteration."""
+        self.begin(epoch=0)
+
+    def begin(self, epoch: int, skip: int = 0) -> None:
+        """Make the next iteration one of this epoch, without its first keys."""
+        self.epoch = epoch
+        self._skip = skip
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: Lightning miscounts epochs after a resume, the loader counts them itself."""
 
     def __len__(self) -> int:
         return math.ceil(self.size / self.num_replicas)
@@ -65,7 +71,7 @@ class KeySampler(DistributedSampler[SampleKey]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
         else:
             order = np.arange(self.size)
-        start, self.skip = self.skip, 0
+        start, self._skip = self._skip, 0
         for position in range(start, len(self)):
             place = position * self.num_replicas + self.rank
             number = int(order[place % self.size])
@@ -78,32 +84,42 @@ class KeySampler(DistributedSampler[SampleKey]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that continues in the middle of an epoch without loading what was seen.
+    """A DataLoader that counts its epochs and continues in the middle of one.
 
-    Lightning stores its state in every checkpoint and restores it before training goes on.
+    Every iteration is an epoch of its own order and augmentation. Lightning stores the state in
+    each checkpoint and restores it before training goes on; what was seen is not loaded again.
+
+    Attributes:
+        epoch: The epoch of the next or running iteration.
+        epoch_length: Tells how many batches the trainer takes from an epoch.
     """
 
+    epoch = 0
+    epoch_length: Callable[[], int]
     _seen = 0
-    _resume_at = 0
+    _running = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # a generator: nothing is prefetched before Lightning has told the sampler the epoch
-        batches = len(self)
-        self._seen = self._resume_at % batches if batches else 0
-        self._resume_at = 0
+        # A generator: nothing is drawn before the first batch is asked for, when a checkpoint's
+        # state has been restored.
+        if self._running or self._seen >= self.epoch_length():
+            self.epoch += 1
+            self._seen = 0
+        self._running = True
         if isinstance(self.sampler, KeySampler):
-            self.sampler.skip = self._seen * (self.batch_size or 1)
+            self.sampler.begin(self.epoch, skip=self._seen * (self.batch_size or 1))
         for batch in super().__iter__():
             self._seen += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the current epoch were handed out."""
-        return {"seen": self._seen}
+        """Return the epoch, and how many of its batches were handed out."""
+        return {"epoch": self.epoch, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next iteration begin behind the batches that were handed out."""
-        self._resume_at = state["seen"]
+        self.epoch, self._seen = state["epoch"], state["seen"]
+        self._running = False
 
 
 def own_generator(seed: int) -> torch.Generator:

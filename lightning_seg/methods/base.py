@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal
@@ -75,7 +76,9 @@ class SegmentationModule(L.LightningModule):
         for name, values in {"class_names": class_names, "palette": palette}.items():
             if values is not None and len(values) != num_classes:
                 raise SetupError(f"{len(values)} {name} for {num_classes} classes")
-        self.save_hyperparameters()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
+            self.save_hyperparameters()
         _keep_plain_values(self._hparams)
         self._hparams_initial = dict(self._hparams)
 
@@ -194,6 +197,11 @@ class SegmentationModule(L.LightningModule):
         if isinstance(scheduler, ReduceLROnPlateau):
             config |= {"interval": "epoch", "monitor": scheduler.monitor}
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_fit_start(self) -> None:
+        """Silence Lightning's doubts about layers in evaluation mode where they are wanted."""
+        if self.freeze_batch_norm != "none":
+            warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start")
 
     def on_train_start(self) -> None:
         """Tell schedules how long the training is; not known before the loaders are there."""

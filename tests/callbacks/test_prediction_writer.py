@@ -1,0 +1,75 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_seg import SetupError
+from lightning_seg.callbacks import PredictionWriter
+from lightning_seg.pictures import color_table, overlay
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    writer = PredictionWriter(str(tmp_path))
+    trainer = SimpleNamespace(default_root_dir="unused", world_size=1)
+    module = SimpleNamespace(num_classes=2, palette=[[200, 0, 0], [0, 0, 100]])
+    writer.on_predict_start(trainer, module)
+    labels = torch.tensor([[[0, 1, 1], [1, 1, 1]]], dtype=torch.uint8)
+    batch = {"image": torch.full((1, 3, 2, 3), 100, dtype=torch.uint8)}
+    prediction = {"id": ["sub/a b"], "labels": labels}
+    writer.write_on_batch_end(trainer, module, prediction, None, batch, 0, 0)
+    return tmp_path
+
+
+def test_the_mask_stores_class_ids_and_shows_their_colours(written: Path) -> None:
+    mask = Image.open(written / "masks/sub/a b.png")
+    assert np.array(mask).tolist() == [[0, 1, 1], [1, 1, 1]]
+    assert np.array(mask.convert("RGB"))[0, :2].tolist() == [[200, 0, 0], [0, 0, 100]]
+
+
+def test_the_overlay_has_the_images_size(written: Path) -> None:
+    assert Image.open(written / "overlays/sub/a b.jpg").size == (3, 2)
+
+
+def test_nothing_else_is_left_behind(written: Path) -> None:
+    files = [path for path in written.rglob("*") if path.is_file()]
+    assert sorted(path.suffix for path in files) == [".jpg", ".png"]
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
+    def fail(self, fp, **_) -> None:
+        Path(fp).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    writer = PredictionWriter(str(tmp_path))
+    trainer = SimpleNamespace(default_root_dir="unused", world_size=1)
+    module = SimpleNamespace(num_classes=2, palette=None)
+    writer.on_predict_start(trainer, module)
+    prediction = {"id": ["a"], "labels": torch.zeros(1, 2, 3, dtype=torch.uint8)}
+    batch = {"image": torch.zeros(1, 3, 2, 3, dtype=torch.uint8)}
+    with pytest.raises(OSError, match="disk full"):
+        writer.write_on_batch_end(trainer, module, prediction, None, batch, 0, 0)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_opacity_is_a_share() -> None:
+    with pytest.raises(SetupError, match="opacity"):
+        PredictionWriter(opacity=2.0)
+
+
+def test_overlays_blend_and_leave_void_alone() -> None:
+    table = color_table(2, [[200, 0, 0], [0, 0, 100]])
+    image = np.full((1, 2, 3), 100, np.uint8)
+    labels = np.array([[0, 255]], np.uint8)
+    assert overlay(image, labels, table, 0.25).tolist() == [[[125, 75, 75], [100, 100, 100]]]
+
+
+def test_default_colours_are_pascal_vocs() -> None:
+    """Aeroplane, bicycle, ..., tv monitor: as the VOC development kit's palette has them."""
+    table = color_table(21).tolist()
+    known = {1: [128, 0, 0], 2: [0, 128, 0], 8: [64, 0, 0], 15: [192, 128, 128], 20: [0, 64, 128]}
+    assert {index: table[index] for index in known} == known

@@ -1,0 +1,277 @@
+"""The command as a user types it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import cli
+from datamodules import DataError
+from lightning_seg import CrossEntropyModule, SetupError
+from lightning_seg.networks import LRASPP
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+NETWORKS = sorted(path.stem for path in (ROOT / "configs/network").glob("*.yaml"))
+SMALL = [
+    "--data.image_size=[64,96]",
+    "--data.crop_size=64",
+    "--data.train_size=4",
+    "--data.val_size=3",
+    "--data.test_size=3",
+    "--data.batch_size=2",
+    "--data.val_batch_size=2",
+    "--data.num_workers=0",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=1",
+    "--trainer.logger=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+TINY = ["--model.network=tiny.TinyNet", "--model.lr=0.01"]
+SMALL_ENCODER = {
+    "deeplab_v2": "resnet18",
+    "deeplab_v3": "resnet18",
+    "fcn": "resnet18",
+    "hrnet_ocr": "hrnet_w18_small",
+    "lraspp": "mobilenetv3_small_050",
+    "pspnet": "resnet18",
+    "unet": "mobilenetv3_small_050",
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> list[str]:
+    return [*SMALL, f"--trainer.default_root_dir={tmp_path}"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_piece_prints_a_configuration_that_reads_back(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "-c", str(config), "--print_config"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    content = yaml.safe_load(printed)
+    assert content["model"]["class_path"].startswith("lightning_seg.")
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", str(again), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == content
+
+
+def test_pieces_compose_in_any_order(capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = ["data/camvid", "network/lraspp", "method/cross_entropy"]
+    printed = set()
+    for order in ((0, 1, 2), (1, 2, 0), (2, 1, 0), (1, 0, 2)):
+        words = [word for at in order for word in ("-c", f"{ROOT}/configs/{pieces[at]}.yaml")]
+        with pytest.raises(SystemExit):
+            cli.main(["fit", *words, "--data.root=/x", "--model.lr=0.5", "--print_config"])
+        printed.add(capsys.readouterr().out)
+    assert len(printed) == 1
+    content = yaml.safe_load(printed.pop())
+    assert content["data"]["init_args"]["root"] == "/x"
+    assert content["model"]["init_args"]["lr"] == 0.5
+    assert content["model"]["init_args"]["lr_scheduler"]["class_path"].endswith("PolyLR")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_runs_every_verb(network: str, small: list[str], tmp_path: Path) -> None:
+    words = [
+        "-c",
+        f"{ROOT}/configs/network/{network}.yaml",
+        f"--model.network.encoder={SMALL_ENCODER[network]}",
+        *small,
+    ]
+    cli.main(["fit", *words])
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    for verb in ("validate", "test", "predict"):
+        cli.main([verb, *words, f"--ckpt_path={checkpoint}"])
+    masks = sorted((tmp_path / "predictions/masks").glob("*.png"))
+    assert [mask.stem for mask in masks] == [f"test_{index:05d}" for index in range(3)]
+    assert {Image.open(mask).size for mask in masks} == {(96, 64)}
+
+
+def test_the_data_names_the_models_classes(small: list[str]) -> None:
+    run = cli.main(["fit", *TINY, *small])
+    assert run.model.num_classes == 8
+    assert run.model.class_names[5] == "pole"
+    assert run.model.palette == run.datamodule.palette
+    assert {"val/miou", "val/iou/pole"} <= run.trainer.callback_metrics.keys()
+
+
+def test_a_command_made_checkpoint_loads_in_python(small: list[str], tmp_path: Path) -> None:
+    words = ["--model.network.encoder=mobilenetv3_small_050", "--model.lr=0.25"]
+    run = cli.main(["fit", *words, *small])
+    (path,) = tmp_path.rglob("*.ckpt")
+    loaded = CrossEntropyModule.load_from_checkpoint(path, weights_only=True)
+    assert isinstance(loaded.network, LRASPP)
+    assert loaded.lr == 0.25
+    assert loaded.class_names == run.model.class_names
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_the_command_line_wins_over_the_checkpoint(small: list[str], tmp_path: Path) -> None:
+    cli.main(["fit", *TINY, *small])
+    (path,) = tmp_path.rglob("*.ckpt")
+    again = [*TINY, "--model.lr=0.125", *small, "--trainer.max_epochs=2"]
+    assert cli.main(["fit", *again, f"--ckpt_path={path}"]).model.lr == 0.125
+
+
+def test_prediction_of_a_folder_without_masks(small: list[str], tmp_path: Path) -> None:
+    cli.main(["fit", *TINY, *small])
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    folder = tmp_path / "photos"
+    for name, size in (("a.jpg", (33, 50)), ("b/ä.png", (64, 20))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise(size, 50).save(folder / name)
+    words = [f"--data.predict={folder}", f"--predictions.output_dir={tmp_path / 'out'}"]
+    run = cli.main(
+        ["predict", *TINY, *small, "--data.val_batch_size=1", *words, f"--ckpt_path={checkpoint}"]
+    )
+    assert Image.open(tmp_path / "out/masks/a.png").size == (33, 50)
+    assert Image.open(tmp_path / "out/masks/b/ä.png").size == (64, 20)
+    assert np.array(Image.open(tmp_path / "out/masks/a.png")).max() < 8
+    assert run.trainer.predict_loop.predictions == []
+
+
+def test_the_configuration_is_saved_beside_the_run(small: list[str], tmp_path: Path) -> None:
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"]
+    cli.main(["fit", *TINY, *small, *logger, "--model.lr=0.125"])
+    (saved,) = tmp_path.rglob("config.yaml")
+    assert yaml.safe_load(saved.read_text())["model"]["init_args"]["lr"] == 0.125
+    assert cli.main(["fit", "-c", str(saved)]).model.lr == 0.125
+
+
+def test_wandb_offline_gets_metrics_and_the_whole_configuration(
+    small: list[str], tmp_path: Path
+) -> None:
+    import wandb
+
+    piece = ["-c", f"{ROOT}/configs/logger/wandb.yaml", f"--trainer.logger.save_dir={tmp_path}"]
+    small = [word for word in small if not word.startswith("--trainer.logger")]
+    run = cli.main(["fit", *piece, *TINY, *small])
+    try:
+        config = run.trainer.logger.experiment.config["config"]
+        assert config["model"]["init_args"]["lr"] == 0.01
+        assert config["data"]["init_args"]["train_size"] == 4
+    finally:
+        wandb.finish()
+    assert list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.lrr=1"], ["CrossEntropyModule", "'lrr' is not accepted", "did you mean lr"]),
+        (["--data.crop_sise=1"], ["'crop_sise' is not accepted", "did you mean crop_size"]),
+        (["--model.network.encodr=x"], ["'encodr' is not accepted", "did you mean encoder"]),
+        (["--trainer.max_epochs=abc"], ["trainer.max_epochs", "int", "abc"]),
+        (["--model.network=lightning_seg.networks.Nothing"], ["has no attribute 'Nothing'"]),
+        (["-c", "nowhere.yaml"], ["nowhere.yaml"]),
+    ],
+)
+def test_an_unknown_option_is_one_short_message(
+    words: list[str], told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *words])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert len(message) < 700
+    for part in told:
+        assert part in message
+
+
+def test_an_unknown_key_is_found_in_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("trainer:\n  max_epochs: 1\n  presicion: 32\n")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", str(path)])
+    message = capsys.readouterr().err
+    assert f"{path}, line 3" in message
+    assert "did you mean precision" in message
+
+
+def test_an_unknown_encoder_suggests_one(small: list[str]) -> None:
+    run = subprocess.run(
+        [sys.executable, "cli.py", "fit", *small, "--model.network.encoder=resnet5O"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "unknown encoder 'resnet5O'; did you mean resnet50" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_bad_mask_in_a_worker_is_one_message(write_dataset, small: list[str]) -> None:
+    root = write_dataset({"train": 40, "val": 2})
+    (bad,) = (root / "masks/train").glob("train_1.png")  # not among those tried beforehand
+    Image.fromarray(np.full((24, 32), 77, np.uint8)).save(bad)
+    words = [word for word in small if not word.startswith("--data")]
+    data = ["--data=FolderDataModule", f"--data.root={root}", "--data.num_classes=3"]
+    run = subprocess.run(
+        [sys.executable, "cli.py", "fit", *data, "--data.num_workers=1", "--data.crop_size=24",
+         "--model.network.encoder=mobilenetv3_small_050", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert run.stderr.strip().splitlines()[-1].startswith(f"error: mask {bad} holds 77")
+
+
+def test_wrong_classes_for_a_checkpoint(small: list[str], tmp_path: Path, write_dataset) -> None:
+    cli.main(["fit", *TINY, *small])
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    words = [word for word in small if not word.startswith("--data")]
+    data = ["--data=FolderDataModule", f"--data.root={write_dataset({'train': 2, 'val': 2})}"]
+    with pytest.raises(SetupError, match="trained for 8 classes, the data has 3"):
+        cli.main(
+            ["test", *data, "--data.num_classes=3", *TINY, *words, f"--ckpt_path={checkpoint}"]
+        )
+
+
+def test_a_data_error_stops_before_anything_is_written(small: list[str], tmp_path: Path) -> None:
+    with pytest.raises((DataError, ValueError), match="does not exist"):
+        cli.main(["fit", *TINY, *small[8:], "--data=CamVidDataModule", "--data.root=/nowhere"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_console_script_is_the_command() -> None:
+    script = Path(sys.executable).with_name("lightning-seg")
+    if not script.exists():
+        pytest.skip("the package is not installed, only on the path")
+    texts = [
+        subprocess.run([*words, "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+        for words in ([str(script)], [sys.executable, "cli.py"])
+    ]
+    assert texts[0].replace("lightning-seg", "cli.py").split() == texts[1].split()
+
+
+def test_cli_is_a_thin_shim() -> None:
+    assert len((ROOT / "cli.py").read_text().splitlines()) <= 60
+
+
+def test_help_imports_neither_timm_nor_albumentations_nor_wandb() -> None:
+    code = (
+        "import sys, cli\n"
+        "try: cli.main(['fit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'timm', 'albumentations', 'wandb', 'segmentation_models_pytorch'}\n"
+        "sys.exit(', '.join(heavy & sys.modules.keys()))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stderr.strip() == ""
