@@ -21,9 +21,7 @@ class SegmentationCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(IoUTable, "iou_table")
-        network = {"class_path": "lightning_seg.networks.LRASPP"}
-        model = {"class_path": "CrossEntropyModule", "init_args": {"network": network}}
-        parser.set_defaults({"model": model, "data": "SyntheticScenesDataModule"})
+        parser.set_defaults({"model": "CrossEntropyModule", "data": "SyntheticScenesDataModule"})
 
     def _parse_ckpt_path(self) -> None:
         """Let the command line win: Lightning would let the checkpoint's settings replace it."""

@@ -31,8 +31,9 @@ class SegmentationDataModule(L.LightningDataModule):
         batch_size: Training images per device and step.
         val_batch_size: Images per device and step otherwise. Above 1 all images of a batch must
             have one size.
-        crop_size: Side of the square training crop in pixels, or height and width.
-        scale: Smallest and largest random scale factor.
+        crop_size: Side of the square training crop in pixels, or height and width; None takes
+            `default_crop_size`.
+        scale: Smallest and largest random scale factor; None takes `default_scale`.
         horizontal_flip: Mirror every other training image.
         color_jitter: Strength in [0, 1] of random colour changes; 0 switches them off.
         num_workers: Loader processes per device; None takes up to 8, at most one per core.
@@ -42,16 +43,21 @@ class SegmentationDataModule(L.LightningDataModule):
 
     Attributes:
         ignore_index: The class id of void pixels, 255.
+        default_crop_size: Of this kind of data; no default of an argument, because those would
+            follow when a configuration changes the class.
+        default_scale: Likewise.
     """
 
     ignore_index = VOID
+    default_crop_size: int | tuple[int, int] = 512
+    default_scale: tuple[float, float] = (0.5, 2.0)
 
     def __init__(
         self,
         batch_size: int = 8,
         val_batch_size: int = 1,
-        crop_size: int | tuple[int, int] = 512,
-        scale: tuple[float, float] = (0.5, 2.0),
+        crop_size: int | tuple[int, int] | None = None,
+        scale: tuple[float, float] | None = None,
         horizontal_flip: bool = True,
         color_jitter: float = 0.0,
         num_workers: int | None = None,
@@ -61,13 +67,14 @@ class SegmentationDataModule(L.LightningDataModule):
         super().__init__()
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.val_batch_size = _at_least("val_batch_size", val_batch_size, 1)
-        height, width = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+        crop = self.default_crop_size if crop_size is None else crop_size
+        height, width = (crop, crop) if isinstance(crop, int) else crop
         self.crop_size = (_at_least("crop_size", height, 1), _at_least("crop_size", width, 1))
-        if not 0 < scale[0] <= scale[1]:
-            raise DataError(f"scale must be 0 < smallest <= largest, not {list(scale)}")
+        self.scale = self.default_scale if scale is None else scale
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise DataError(f"--data.scale must be 0 < smallest <= largest, not {list(self.scale)}")
         if not 0 <= color_jitter <= 1:
-            raise DataError(f"color_jitter must lie in [0, 1], not {color_jitter}")
-        self.scale = scale
+            raise DataError(f"--data.color_jitter must lie in [0, 1], not {color_jitter}")
         self.horizontal_flip = horizontal_flip
         self.color_jitter = color_jitter
         workers = min(8, _cores()) if num_workers is None else num_workers

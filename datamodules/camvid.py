@@ -31,6 +31,9 @@ class CamVidDataModule(FolderDataModule):
         loader_options: Passed to `SegmentationDataModule`.
     """
 
+    default_crop_size = (352, 352)
+    default_scale = (0.6, 1.5)
+
     def __init__(self, root: str, **loader_options: Any) -> None:
         super().__init__(root, class_names=list(PALETTE), void=[11], **loader_options)
 

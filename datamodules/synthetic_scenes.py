@@ -44,10 +44,11 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         image_size: Height and width in pixels, at least 32.
         scene_seed: Seed of the scenes themselves; a scene depends on it, the split and its
             index only.
-        crop_size: See `SegmentationDataModule`.
-        scale: See `SegmentationDataModule`.
         loader_options: Passed to `SegmentationDataModule`.
     """
+
+    default_crop_size = 128
+    default_scale = (0.75, 1.5)
 
     def __init__(
         self,
@@ -56,11 +57,9 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         test_size: int = 48,
         image_size: tuple[int, int] = (128, 160),
         scene_seed: int = 0,
-        crop_size: int | tuple[int, int] = 128,
-        scale: tuple[float, float] = (0.75, 1.5),
         **loader_options: Any,
     ) -> None:
-        super().__init__(crop_size=crop_size, scale=scale, **loader_options)
+        super().__init__(**loader_options)
         if min(image_size) < 32:
             raise DataError(f"--data.image_size must be at least 32x32, not {list(image_size)}")
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}

@@ -33,6 +33,7 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
+LRASPP_NAMED = "--model.network=lightning_seg.networks.LRASPP"
 TINY = ["--model.network=tiny.TinyNet", "--model.lr=0.01"]
 SMALL_ENCODER = {
     "deeplab_v2": "resnet18",
@@ -99,6 +100,27 @@ def test_every_network_runs_every_verb(network: str, small: list[str], tmp_path:
     assert {Image.open(mask).size for mask in masks} == {(96, 64)}
 
 
+def test_no_setting_of_the_defaults_follows_to_other_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """jsonargparse keeps what the new class accepts, as if it had been asked for."""
+    words = ["--data=CamVidDataModule", "--data.root=x", "--model.network=lightning_seg.networks."]
+    contents = []
+    for network in ("DeepLabV3", "HRNetOCR"):
+        with pytest.raises(SystemExit):
+            cli.main(["fit", *words[:2], words[2] + network, "--print_config"])
+        contents.append(yaml.safe_load(capsys.readouterr().out))
+    strides = [each["model"]["init_args"]["network"]["init_args"] for each in contents]
+    assert [each["output_stride"] for each in strides] == [8, 32]
+    assert contents[0]["data"]["init_args"]["crop_size"] is None
+
+
+def test_the_command_alone_trains_on_the_embedded_data(small: list[str]) -> None:
+    run = cli.main(["fit", *small])
+    assert type(run.datamodule).__name__ == "SyntheticScenesDataModule"
+    assert isinstance(run.model.network, LRASPP)
+
+
 def test_the_data_names_the_models_classes(small: list[str]) -> None:
     run = cli.main(["fit", *TINY, *small])
     assert run.model.num_classes == 8
@@ -108,7 +130,8 @@ def test_the_data_names_the_models_classes(small: list[str]) -> None:
 
 
 def test_a_command_made_checkpoint_loads_in_python(small: list[str], tmp_path: Path) -> None:
-    words = ["--model.network.encoder=mobilenetv3_small_050", "--model.lr=0.25"]
+    encoder = "--model.network.encoder=mobilenetv3_small_050"
+    words = [LRASPP_NAMED, encoder, "--model.lr=0.25"]
     run = cli.main(["fit", *words, *small])
     (path,) = tmp_path.rglob("*.ckpt")
     loaded = CrossEntropyModule.load_from_checkpoint(path, weights_only=True)
@@ -173,7 +196,10 @@ def test_wandb_offline_gets_metrics_and_the_whole_configuration(
     [
         (["--model.lrr=1"], ["CrossEntropyModule", "'lrr' is not accepted", "did you mean lr"]),
         (["--data.crop_sise=1"], ["'crop_sise' is not accepted", "did you mean crop_size"]),
-        (["--model.network.encodr=x"], ["'encodr' is not accepted", "did you mean encoder"]),
+        (
+            [LRASPP_NAMED, "--model.network.encodr=x"],
+            ["'encodr' is not accepted", "did you mean encoder"],
+        ),
         (["--trainer.max_epochs=abc"], ["trainer.max_epochs", "int", "abc"]),
         (["--model.network=lightning_seg.networks.Nothing"], ["has no attribute 'Nothing'"]),
         (["-c", "nowhere.yaml"], ["nowhere.yaml"]),
@@ -205,7 +231,7 @@ def test_an_unknown_key_is_found_in_its_file(
 
 def test_an_unknown_encoder_suggests_one(small: list[str]) -> None:
     run = subprocess.run(
-        [sys.executable, "cli.py", "fit", *small, "--model.network.encoder=resnet5O"],
+        [sys.executable, "cli.py", "fit", *small, LRASPP_NAMED, "--model.network.encoder=resnet5O"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -223,7 +249,7 @@ def test_a_bad_mask_in_a_worker_is_one_message(write_dataset, small: list[str]) 
     data = ["--data=FolderDataModule", f"--data.root={root}", "--data.num_classes=3"]
     run = subprocess.run(
         [sys.executable, "cli.py", "fit", *data, "--data.num_workers=1", "--data.crop_size=24",
-         "--model.network.encoder=mobilenetv3_small_050", *words],
+         LRASPP_NAMED, "--model.network.encoder=mobilenetv3_small_050", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,

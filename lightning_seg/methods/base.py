@@ -18,6 +18,7 @@ from lightning_seg.errors import SetupError
 from lightning_seg.methods.optimization import PolyLR, backbone_of, build_optimizer
 from lightning_seg.methods.random_state import RandomState
 from lightning_seg.metrics import SegmentationMetrics
+from lightning_seg.networks import LRASPP
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,7 +30,8 @@ class SegmentationModule(L.LightningModule):
         network: Makes the network from the number of classes, or is it. It takes normalised
             (B, 3, H, W) images and returns (B, C, H, W) logits, or a dict of them with `out` and,
             for deep supervision, `aux` (one tensor or a list). Where it has attributes `mean`
-            and `std`, its input is normalised with these, else with ImageNet's.
+            and `std`, its input is normalised with these, else with ImageNet's. None takes
+            `LRASPP` on a MobileNetV3 with random weights.
         num_classes: Number of classes C, void not counted.
         class_names: One name per class, for logs and tables.
         palette: One RGB colour in 0..255 per class, for pictures.
@@ -56,7 +58,8 @@ class SegmentationModule(L.LightningModule):
 
     def __init__(
         self,
-        network: Callable[[int], nn.Module],
+        network: Callable[[int], nn.Module] | None = None,
+        *,
         num_classes: int,
         class_names: list[str] | None = None,
         palette: list[list[int]] | None = None,
@@ -82,7 +85,8 @@ class SegmentationModule(L.LightningModule):
         _keep_plain_values(self._hparams)
         self._hparams_initial = dict(self._hparams)
 
-        self.network = network if isinstance(network, nn.Module) else network(num_classes)
+        build = LRASPP if network is None else network
+        self.network = build if isinstance(build, nn.Module) else build(num_classes)
         self.num_classes = num_classes
         self.class_names = class_names or [f"class_{index}" for index in range(num_classes)]
         self.palette = palette

@@ -28,13 +28,14 @@ class CrossEntropyModule(SegmentationModule):
 
     def __init__(
         self,
-        network: Callable[[int], nn.Module],
+        network: Callable[[int], nn.Module] | None = None,
+        *,
         num_classes: int,
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
-        super().__init__(network, num_classes, **options)
+        super().__init__(network, num_classes=num_classes, **options)
         if class_weights is not None and len(class_weights) != num_classes:
             raise SetupError(f"{len(class_weights)} class_weights for {num_classes} classes")
         if not 0 <= label_smoothing <= 1:
