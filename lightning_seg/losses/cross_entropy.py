@@ -42,6 +42,8 @@ def cross_entropy(
     """
     if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
         logits = logits.float()
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
     total = F.cross_entropy(
         logits,
         target,

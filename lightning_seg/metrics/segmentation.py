@@ -40,7 +40,7 @@ class SegmentationMetrics(Metric):
             raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        # C*C pairs (truth, prediction), then void pixels, then targets that are no class
+        # C*C pairs (truth, prediction), then void pixels, then what is no class
         bins = num_classes**2 + 2
         self.add_state("counts", torch.zeros(bins, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -61,7 +61,7 @@ class SegmentationMetrics(Metric):
             )
         classes = self.num_classes
         target = target.long()
-        known = (target >= 0) & (target < classes)
+        known = (target >= 0) & (target < classes) & (prediction >= 0) & (prediction < classes)
         pair = torch.where(known, target * classes + prediction, classes**2 + 1)
         pair = torch.where(target == self.ignore_index, classes**2, pair)
         # bincount would make the device wait to learn the largest value
@@ -83,13 +83,14 @@ class SegmentationMetrics(Metric):
             IoUs by the classes' shares of the pixels.
 
         Raises:
-            ValueError: Some targets were neither a class nor `ignore_index`.
+            ValueError: A target was neither a class nor `ignore_index`, or a prediction no class.
         """
         strange = int(self.counts[-1])
         if strange:
             raise ValueError(
-                f"{strange} target pixels were neither in 0..{self.num_classes - 1} nor "
-                f"{self.ignore_index} (void): does num_classes fit the masks?"
+                f"{strange} pixels have a target that is neither in 0..{self.num_classes - 1} nor "
+                f"{self.ignore_index} (void), or a prediction outside 0..{self.num_classes - 1}: "
+                "does num_classes fit the masks and the network?"
             )
         matrix = self.confusion.double()
         hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)

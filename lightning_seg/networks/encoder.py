@@ -79,7 +79,9 @@ class TimmEncoder(nn.Module):
             _make_dilation_uniform(self.model, name)
         if weights is not None:
             source = _package_weights(name) if weights == PACKAGE else read_weights(weights)
-            load_matching(self.model, source, weights, prefix, min_match)
+            # timm hides vision transformers one level deeper
+            bare = getattr(self.model, "model", self.model)
+            load_matching(bare, source, weights, prefix, min_match)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the chosen feature maps, shallow to deep."""
@@ -104,6 +106,11 @@ def _create(
             f"unknown encoder {name!r}{hint} (timm.list_models() lists what there is; "
             "option: --model.network.encoder)"
         )
+    if output_stride not in (8, 16, 32):
+        raise SetupError(
+            f"encoder {name!r} cannot be built with output_stride={output_stride}; "
+            "it must be 8, 16 or 32"
+        )
     kwargs: dict[str, Any] = dict(options)
     if out_indices is not None:
         kwargs["out_indices"] = tuple(out_indices)
@@ -114,10 +121,10 @@ def _create(
         kwargs = {"feature_location": "", "out_indices": (1, 2, 3, 4), **kwargs}
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
-    except (AssertionError, TypeError, RuntimeError) as error:
+    except (AssertionError, IndexError, TypeError, RuntimeError) as error:
         raise SetupError(
             f"timm cannot build encoder {name!r} with output_stride={output_stride}, "
-            f"out_indices={out_indices} and options {options}: {error or type(error).__name__}"
+            f"out_indices={out_indices} and options {options}: {str(error) or type(error).__name__}"
         ) from error
     except Exception as error:
         if not pretrained:
@@ -156,13 +163,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise SetupError(f"weight file {path} does not exist (option: --model.network.weights)")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        loaded: dict[str, Tensor] = load_file(path)
-        return loaded
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise SetupError(f"weight file {path} cannot be read: {error}") from error
     tensors = _nested_tensors(content)
@@ -212,7 +219,9 @@ def load_matching(
     wanted = {
         _flat(name): name for name in model.state_dict() if not name.endswith("num_batches_tracked")
     }
-    prefixes = [_flat(prefix)] if prefix is not None else _candidate_prefixes(wanted, source)
+    prefixes = _candidate_prefixes(wanted, source)
+    if prefix is not None:  # the file may wrap it: state_dict.module.encoder_q.
+        prefixes = [found for found in prefixes if found.endswith(_flat(prefix))]
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     offered = {_flat(name): tensor for name, tensor in source.items()}
 
@@ -247,5 +256,8 @@ def _candidate_prefixes(wanted: Mapping[str, str], source: Mapping[str, Tensor])
     """Every string that stands before one of a few of the model's names in the source."""
     names = [_flat(name) for name in source]
     probes = list(wanted)[:: max(len(wanted) // 8, 1)]
-    found = {name.removesuffix(probe) for name in names for probe in probes if name.endswith(probe)}
+    # in the file's order, so that every process takes the same of two equally good ones
+    found = {
+        name.removesuffix(probe): None for name in names for probe in probes if name.endswith(probe)
+    }
     return sorted(found, key=len)

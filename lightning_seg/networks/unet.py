@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_seg.errors import SetupError
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_head import EncoderHead
 
@@ -60,7 +61,7 @@ class UNetHead(nn.Module):
         self.upsampling = upsampling
         depth = len(in_channels)
         if len(decoder_channels) < depth:
-            raise ValueError(
+            raise SetupError(
                 f"decoder_channels {tuple(decoder_channels)} has fewer stages than the encoder's "
                 f"{depth} maps (option: --model.network.decoder_channels)"
             )

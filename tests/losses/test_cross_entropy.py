@@ -64,11 +64,25 @@ def test_weighted_mean_worked_by_hand():
     assert loss.item() == pytest.approx((math.log(2) + 3 * math.log(4)) / 4)
 
 
-def test_another_ignore_index_is_left_out():
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("ignore_index", [0, -100])
+def test_another_ignore_index_is_left_out(ignore_index, weights):
     logits, target = make_batch(void=0.0)
-    target[:, :2] = 0
-    expected = F.cross_entropy(logits[:, :, 2:], target[:, 2:], ignore_index=0)
-    torch.testing.assert_close(cross_entropy(logits, target, ignore_index=0), expected)
+    target[:, :2] = ignore_index
+    weight = None if weights is None else torch.tensor(weights)
+    torch.testing.assert_close(
+        cross_entropy(logits, target, ignore_index, weight),
+        F.cross_entropy(logits, target, weight, ignore_index=ignore_index),
+    )
+
+
+def test_scale_of_the_class_weights_does_not_matter():
+    logits, target = make_batch()
+    weight = torch.tensor(WEIGHTS)
+    torch.testing.assert_close(
+        cross_entropy(logits, target, class_weights=weight * 1e-6),
+        F.cross_entropy(logits, target, weight, ignore_index=255),
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -132,7 +132,7 @@ def test_target_that_is_no_class_is_reported_at_compute(strange):
     target[0, 0, :3] = strange
     metrics = SegmentationMetrics(CLASSES)
     metrics.update(prediction, target)
-    with pytest.raises(ValueError, match=r"^3 target pixels .* 0\.\.4 nor 255 .* num_classes"):
+    with pytest.raises(ValueError, match=r"^3 pixels .* 0\.\.4 nor 255 .* num_classes"):
         metrics.compute()
 
 
@@ -210,3 +210,11 @@ def test_two_processes_with_uneven_batches_equal_one(tmp_path):
     expected = scores(*batches, *others)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(also, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("guess", [3, 7, -1])
+def test_predictions_that_are_no_class_are_told(guess):
+    metrics = SegmentationMetrics(num_classes=3)
+    metrics.update(torch.tensor([[0, guess]]), torch.tensor([[0, 2]]))
+    with pytest.raises(ValueError, match=r"1 pixels have .* a prediction outside 0..2"):
+        metrics.compute()

@@ -139,12 +139,14 @@ def test_fcn8s_adds_the_scores_of_three_strides():
     torch.testing.assert_close(logits, torch.full((2, 1, 8, 12), 7.0))
 
 
-def test_fcn8s_pools_before_it_scores_the_skips():
+@pytest.mark.parametrize(("skip", "index"), [("score3", 0), ("score4", 1)])
+def test_fcn8s_pools_before_it_scores_the_skips(skip, index):
     head = FCN8sHead([1, 1, 1], 1, hidden=2).eval()
-    nn.init.ones_(head.score3.weight)
+    nn.init.ones_(getattr(head, skip).weight)
     maps = pyramid([1, 1, 1], 64, 64)
-    stride8 = maps[0].unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
-    torch.testing.assert_close(head(maps), stride8)
+    pooled = maps[index].unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    expected = F.interpolate(pooled, (8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(head(maps), expected)
 
 
 # ---- LR-ASPP -------------------------------------------------------------------------------------

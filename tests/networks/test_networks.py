@@ -305,6 +305,11 @@ class First(nn.Module):
         return features[0]
 
 
+class Unwanted(nn.Module):
+    def forward(self, features):
+        raise AssertionError("this head should not run")
+
+
 def test_logits_are_resized_with_half_pixel_centres():
     network = EncoderHead(FixedMap(torch.tensor([[[[0.0, 1.0]]]])), First())
     out = network(torch.zeros(1, 3, 1, 4))["out"]
@@ -314,6 +319,11 @@ def test_logits_are_resized_with_half_pixel_centres():
 def test_logits_of_the_right_size_are_left_alone():
     logits = torch.randn(1, 2, 3, 4)
     assert EncoderHead(FixedMap(logits), First())(torch.zeros(1, 3, 3, 4))["out"] is logits
+
+
+def test_auxiliary_head_does_not_run_in_eval_mode():
+    network = EncoderHead(FixedMap(torch.zeros(1, 2, 3, 4)), First(), Unwanted()).eval()
+    assert set(network(torch.zeros(1, 3, 3, 4))) == {"out"}
 
 
 def test_hrnet_ocr_sees_odd_sizes_with_their_border_repeated():
