@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import DataError, SegmentationDataModule
-from lightning_seg import SegmentationModule, SetupError
+from lightning_seg import SegmentationModule
 from lightning_seg.callbacks import IoUTable, LoggedConfig, PredictionWriter
 from lightning_seg.command import ReadableParser, told_plainly
 
@@ -48,7 +48,7 @@ def main(args: ArgsType = None) -> SegmentationCLI:
 
 def run() -> None:
     """Run the command; a mistake of the user's becomes one message and exit code 1."""
-    with told_plainly(DataError, SetupError):
+    with told_plainly(DataError):
         main()
 
 

@@ -85,8 +85,6 @@ class FolderDataModule(SegmentationDataModule):
         self._skip_unpaired = unpaired == "skip"
         self._void_given = void is not None
         self._palette: list[list[int]] | None = None
-        if not self.root.is_dir():
-            raise DataError(f"folder {self.root} does not exist (option: --data.root)")
         if color_map is not None:
             names, self.decoder = self._decode_colors(color_map, void, unknown_values)
         else:
@@ -114,6 +112,8 @@ class FolderDataModule(SegmentationDataModule):
 
     def source(self, split: Split) -> FileSource:
         """Pair the files of a split and try a few of its masks."""
+        if not self.root.is_dir():  # not needed to predict other images
+            raise DataError(f"folder {self.root} does not exist (option: --data.root)")
         images, masks = self._pairs(split)
         if not images:
             raise DataError(

@@ -15,7 +15,10 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_seg.errors import SetupError
 
 # Lightning's own use of torch's pytree, said on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -98,7 +101,11 @@ def _find(key: str, words: Sequence[str]) -> list[str]:
 
 @contextmanager
 def told_plainly(*kinds: type[Exception]) -> Iterator[None]:
-    """Print an error of these kinds, or one that it caused, without traceback; exit with 1."""
+    """Print an error of these kinds, or what it caused, without traceback; exit with 1.
+
+    Lightning's errors of configuration and missing files are told likewise.
+    """
+    kinds = (*kinds, SetupError, MisconfigurationException, FileNotFoundError)
     try:
         yield
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,8 @@ from rich.table import Table
 class IoUTable(Callback):
     """Prints IoU per class and the means at the end of `fit`, `validate` and `test`.
 
-    After `fit` it shows the last validation. Only the first process prints.
+    After `fit` it shows the last validation, and says which checkpoint to go on with. Only the
+    first process prints.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,9 @@ class IoUTable(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last validation's scores."""
         self._print(trainer, f"last validation, after {trainer.global_step} steps")
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            rank_zero_info(f"checkpoint: {best}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the test scores."""

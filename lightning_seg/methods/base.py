@@ -129,7 +129,7 @@ class SegmentationModule(L.LightningModule):
         """
         if not image.is_floating_point():
             image = image.float() / 255
-        image = (image - self.image_mean) / self.image_std
+        image = ((image - self.image_mean) / self.image_std).to(self.image_mean.dtype)
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
 
     def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
@@ -250,9 +250,10 @@ class SegmentationModule(L.LightningModule):
         scores = metrics.compute()
         metrics.reset()
         iou, _ = scores.pop("iou"), scores.pop("accuracy")
-        self.log(f"{stage}/miou", scores.pop("miou"), prog_bar=True)
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()})
-        self.log_dict({f"{stage}/iou/{name}": iou[i] for i, name in enumerate(self.class_names)})
+        self.log(f"{stage}/miou", scores.pop("miou"), prog_bar=True, sync_dist=True)
+        named = {f"{stage}/{name}": value for name, value in scores.items()}
+        named |= {f"{stage}/iou/{name}": iou[i] for i, name in enumerate(self.class_names)}
+        self.log_dict(named, sync_dist=True)  # all processes hold the same: it averages nothing
 
     # Checkpoints
 

@@ -44,25 +44,25 @@ class SegmentationMetrics(Metric):
         bins = num_classes**2 + 2
         self.add_state("counts", torch.zeros(bins, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Count a batch.
 
         Args:
-            prediction: (B, H, W) integer class ids in [0, C), e.g. `logits.argmax(1)`.
+            preds: (B, H, W) integer class ids in [0, C), e.g. `logits.argmax(1)`.
             target: (B, H, W) integer class ids in [0, C), or `ignore_index`.
 
         Raises:
             ValueError: The shapes differ.
         """
-        if prediction.shape != target.shape:
+        if preds.shape != target.shape:
             raise ValueError(
-                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ; "
+                f"preds {tuple(preds.shape)} and target {tuple(target.shape)} differ; "
                 "both must be class ids of one shape (take logits.argmax(1))"
             )
         classes = self.num_classes
         target = target.long()
-        known = (target >= 0) & (target < classes) & (prediction >= 0) & (prediction < classes)
-        pair = torch.where(known, target * classes + prediction, classes**2 + 1)
+        known = (target >= 0) & (target < classes) & (preds >= 0) & (preds < classes)
+        pair = torch.where(known, target * classes + preds, classes**2 + 1)
         pair = torch.where(target == self.ignore_index, classes**2, pair)
         # bincount would make the device wait to learn the largest value
         ones = torch.ones((), dtype=torch.int64, device=pair.device).expand(pair.numel())

@@ -68,7 +68,7 @@ def test_an_empty_split_tells_where_it_looked(write_dataset) -> None:
 
 def test_a_missing_root_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere does not exist \(option: --data\.root\)"):
-        opened(tmp_path / "nowhere")
+        opened(tmp_path / "nowhere").setup("fit")
 
 
 def test_image_without_mask_and_mask_without_image(write_dataset) -> None:

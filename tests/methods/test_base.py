@@ -228,3 +228,9 @@ def test_bf16_training_is_finite(tmp_path: Path) -> None:
     run.fit(ours, scenes())
     assert run.callback_metrics["train/loss"].isfinite()
     assert all(parameter.isfinite().all() for parameter in ours.parameters())
+
+
+def test_pure_bf16_takes_raw_images() -> None:
+    ours = module().to(torch.bfloat16).eval()
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    assert ours(image).dtype == torch.bfloat16

@@ -1,0 +1,35 @@
+"""Draws docs/demo.png from what `make demo` left in runs/demo: image, truth, prediction.
+
+python docs/make_pictures.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules import SyntheticScenesDataModule
+from lightning_seg.pictures import color_table
+
+HERE = Path(__file__).resolve().parent
+PREDICTIONS = HERE.parent / "runs" / "demo" / "predictions" / "masks"
+
+
+def sheet(columns: int = 5, border: int = 4) -> Image.Image:
+    """Lay out the first test scenes, one a column."""
+    data = SyntheticScenesDataModule(num_workers=0)
+    scenes = data.source("test")
+    table = color_table(data.num_classes, data.palette)
+    tiles = []
+    for index in range(columns):
+        name, image, mask = scenes[index]
+        predicted = np.array(Image.open(PREDICTIONS / f"{name}.png"))
+        column = np.concatenate([image, table[mask], table[predicted]])
+        tiles.append(np.pad(column, ((0, 0), (0, border), (0, 0)), constant_values=255))
+    return Image.fromarray(np.concatenate(tiles, axis=1))
+
+
+if __name__ == "__main__":
+    sheet().save(HERE / "demo.png", optimize=True)

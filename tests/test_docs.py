@@ -1,0 +1,83 @@
+"""The README's commands, as they stand there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def bash(script: str, folder: Path) -> None:
+    """Run a script in a folder that looks like the repository."""
+    for name in ("cli.py", "configs", "datamodules", "lightning_seg"):
+        (folder / name).symlink_to(ROOT / name)
+    python = shlex.quote(sys.executable)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f'python() {{ {python} "$@"; }}\n{script}'],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_own_images_in_five_lines(write_dataset, tmp_path: Path) -> None:
+    (script,) = (each for each in blocks("sh") if "folder.yaml" in each)
+    assert len(script.strip().splitlines()) == 5
+    root = write_dataset({"train": 4, "val": 2}, size=(64, 80), values=(0, 1, 2, 3, 4))
+    photos = tmp_path / "new images"
+    photos.mkdir()
+    Image.effect_noise((70, 50), 40).save(photos / "photo.jpg")
+    changes = {
+        "/where/it/is": str(root),
+        "/new/images": str(photos),
+        "--data.crop_size 256": "--data.crop_size 64 --data.batch_size 2 --data.num_workers 0",
+        "--trainer.max_epochs 20": "--trainer.max_epochs 1",
+    }
+    for old, new in changes.items():
+        assert old in script
+        script = script.replace(old, new)
+    bash(script, tmp_path)
+    assert Image.open(tmp_path / "runs/mine/predictions/masks/photo.png").size == (70, 50)
+    assert (tmp_path / "runs/mine/predictions/overlays/photo.jpg").exists()
+
+
+def test_the_composition_parses(tmp_path: Path) -> None:
+    (script,) = (each for each in blocks("sh") if "deeplab_v3.yaml" in each)
+    bash(f"{script.rstrip()} --print_config > out.yaml", tmp_path)
+    text = (tmp_path / "out.yaml").read_text()
+    for part in ("/where/camvid/is", "DeepLabV3", "pretrained: true", "WandbLogger", "bf16-mixed"):
+        assert part in text
+
+
+def test_the_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = blocks("python")
+    short = script.replace(
+        "max_epochs=1", "max_epochs=1, limit_train_batches=1, limit_val_batches=1"
+    )
+    assert short != script
+    monkeypatch.chdir(tmp_path)
+    exec(compile(short, "README.md", "exec"), {})
+
+
+def test_every_piece_stands_in_the_readme() -> None:
+    pieces = [path.stem for path in (ROOT / "configs").glob("*/*.yaml")]
+    assert [piece for piece in pieces if f"`{piece}`" not in README] == []
+
+
+def test_the_readmes_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []
