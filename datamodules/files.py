@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,14 +20,18 @@ SUFFIXES = frozenset(
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files below a folder, sorted, hidden ones left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    """Return the image files below a folder, sorted, hidden ones left out, links followed."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):  # rglob follows no links
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if is_image(name)]
+    return sorted(found)
+
+
+def is_image(name: str) -> bool:
+    """Tell by its name whether a file is an image and not hidden."""
+    path = Path(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def find_images(where: str | list[str]) -> dict[str, Path]:
@@ -67,7 +72,7 @@ def _expand(where: str) -> list[tuple[Path, Path]]:
         files = [(file.parent, file) for file in absolute]
     else:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        files = [(file.parent, file) for file in matches if file.suffix.lower() in SUFFIXES]
+        files = [(file.parent, file) for file in matches if is_image(file.name)]
     if not files:
         raise DataError(
             f"no images at {where!r}: expected a folder, a glob, an image or a .txt list of "

@@ -12,7 +12,7 @@ import numpy as np
 from datamodules.base import SegmentationDataModule, Split
 from datamodules.dataset import FileSource
 from datamodules.errors import DataError, some
-from datamodules.files import SUFFIXES, by_stem, list_images, read_mask
+from datamodules.files import SUFFIXES, by_stem, is_image, list_images, read_mask
 from datamodules.labels import VOID, MaskDecoder, UnknownValues, read_color_map
 
 
@@ -42,7 +42,7 @@ class FolderDataModule(SegmentationDataModule):
         void: Stored values that mean "not labelled" (default 255, where that is no class), or
             with a `color_map` the names of its entries that do.
         unknown_values: `error` stops at a stored value that is no class, `void` leaves such
-            pixels out.
+            pixels out, `nearest` takes the nearest value or colour (masks saved as JPEG).
         images: Name of the image folder.
         masks: Name of the mask folder.
         image_suffix: What image names have before the file type and masks have not.
@@ -238,9 +238,9 @@ class FolderDataModule(SegmentationDataModule):
     def _listed(self, path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [line for line in lines if line]
-        if all(len(row) == 2 for row in rows):
-            images = {_stem(image): self.root / image for image, _ in rows}
-            masks = {_stem(image): self.root / mask for image, mask in rows}
+        if all(len(row) == 2 and all(map(is_image, row)) for row in rows):
+            images = {_stem(image): self._place(image) for image, _ in rows}
+            masks = {_stem(image): self._place(mask) for image, mask in rows}
             absent = [
                 str(file) for file in (*images.values(), *masks.values()) if not file.is_file()
             ]
@@ -249,8 +249,7 @@ class FolderDataModule(SegmentationDataModule):
             return images, masks
         ids = [" ".join(row) for row in rows]
         known_images, known_masks = self._all()
-        suffixes = tuple(SUFFIXES)
-        ids = [_stem(name) if name.lower().endswith(suffixes) else name for name in ids]
+        ids = [_stem(name) if is_image(name) else name for name in ids]
         for known, what in ((known_images, "image"), (known_masks, "mask")):
             if missing := [name for name in ids if name not in known]:
                 raise DataError(
@@ -258,6 +257,11 @@ class FolderDataModule(SegmentationDataModule):
                     f"{self.root / self._folders[what == 'mask']}"
                 )
         return {key: known_images[key] for key in ids}, {key: known_masks[key] for key in ids}
+
+    def _place(self, name: str) -> Path:
+        """Find a listed file; VOC's lists begin root-relative paths with a slash."""
+        path = self.root / name
+        return path if path.is_file() else self.root / name.lstrip("/")
 
     def _all(self) -> tuple[dict[str, Path], dict[str, Path]]:
         images, masks = (self.root / folder for folder in self._folders)
@@ -306,4 +310,4 @@ def _spread(items: Sequence[Any], at_most: int) -> list[Any]:
 
 
 def _stem(name: str) -> str:
-    return Path(name).with_suffix("").as_posix()
+    return Path(name).with_suffix("").as_posix().lstrip("/")

@@ -17,7 +17,7 @@ VOID = 255
 """The class id of a pixel that counts neither in a loss nor in a metric."""
 
 MAX_CLASSES = 255
-UnknownValues = Literal["error", "void"]
+UnknownValues = Literal["error", "void", "nearest"]
 _UNKNOWN = -1
 
 
@@ -29,7 +29,8 @@ class MaskDecoder:
         colors: The RGB colour (0..255) of every class, in class order, for colour-coded masks.
             Exactly one of `values` and `colors` is given.
         void: Stored values (or RGB colours) that mean "not labelled".
-        unknown_values: What to do with a value that is neither: stop, or treat as void.
+        unknown_values: What to do with a value that is neither: stop, treat it as void, or take
+            the nearest value or colour that is known (for masks saved as JPEG).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class MaskDecoder:
         self._table = np.full(1 << 24 if self.as_color else 1 << 16, _UNKNOWN, np.int16)
         self._table[void_codes] = VOID
         self._table[codes] = np.arange(len(codes))
+        self._known = np.array(codes + void_codes)
         self._expected = f"{some([self._name(code) for code in codes], 12)}" + (
             f" or void {some([self._name(code) for code in void_codes])}" if void_codes else ""
         )
@@ -90,8 +92,19 @@ class MaskDecoder:
         if unknown.any():
             if self.unknown_values == "error":
                 raise DataError(self._describe(codes, unknown, path))
-            ids[unknown] = VOID
+            ids[unknown] = VOID if self.unknown_values == "void" else self._nearest(codes[unknown])
         return ids.astype(np.uint8)
+
+    def _nearest(self, codes: NDArray[np.integer]) -> NDArray[np.int16]:
+        values, where = np.unique(codes, return_inverse=True)
+        distance = self._channels(values)[:, None] - self._channels(self._known)
+        nearest = self._known[np.square(distance).sum(-1).argmin(1)]
+        found: NDArray[np.int16] = self._table[nearest][where]
+        return found
+
+    def _channels(self, codes: NDArray[np.integer]) -> NDArray[np.int64]:
+        shifts, largest = ((16, 8, 0), 255) if self.as_color else ((0,), 65535)
+        return np.stack([codes.astype(np.int64) >> shift & largest for shift in shifts], axis=-1)
 
     def _describe(
         self, codes: NDArray[np.integer], unknown: NDArray[np.bool_], path: object
@@ -107,7 +120,8 @@ class MaskDecoder:
         return (
             f"mask {path} holds {found}, first at row {row}, column {column}, "
             f"{counts.sum()} of {codes.size} pixels; expected {self._expected} "
-            f"(options: {options}, or --data.unknown_values void to leave such pixels out)"
+            f"(options: {options}, or --data.unknown_values void to leave such pixels out, nearest "
+            "to round them)"
         )
 
     def _name(self, code: int) -> str:

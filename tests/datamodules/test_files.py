@@ -79,8 +79,9 @@ def test_images_are_listed_recursively_without_hidden_files(tmp_path: Path) -> N
     for name in ("b.JPG", "sub/a.png", ".hidden.png", ".cache/c.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "sub", target_is_directory=True)
     names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert names == ["b.JPG", "sub/a.png"]
+    assert names == ["b.JPG", "link/a.png", "sub/a.png"]
 
 
 @pytest.fixture

@@ -37,6 +37,17 @@ def test_splits_are_read_from_list_files(write_dataset) -> None:
     assert ids(module, "val") == ["images/x_1"]
 
 
+def test_lists_may_be_written_like_vocs_or_hold_names_with_spaces(write_dataset) -> None:
+    root = write_dataset({"x": 2}, layout="{kind}")
+    (root / "train.txt").write_text("/images/x_0.png /masks/x_0.png\r\n")
+    for kind in ("images", "masks"):
+        (root / kind / "x_1.png").rename(root / kind / "x 1.png")
+    (root / "val.txt").write_text("x 1\n")
+    module = opened(root)
+    assert ids(module, "train") == ["images/x_0"]
+    assert ids(module, "val") == ["x 1"]
+
+
 def test_without_any_split_every_fifth_image_validates(write_dataset) -> None:
     module = opened(write_dataset({"x": 20}, layout="{kind}"))
     train, val = ids(module, "train"), ids(module, "val")

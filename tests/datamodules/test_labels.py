@@ -42,6 +42,15 @@ def test_unknown_values_can_be_void() -> None:
     assert decode(np.array([[0, 77]], np.uint8), "m.png").tolist() == [[0, 255]]
 
 
+def test_unknown_values_can_be_rounded_to_the_nearest_known() -> None:
+    values = MaskDecoder(values=[0, 255], void=[100], unknown_values="nearest")
+    stored = np.array([[0, 3, 90, 120, 250, 255]], np.uint8)
+    assert values(stored, "m.jpg").tolist() == [[0, 0, 255, 255, 1, 1]]
+    colors = MaskDecoder(colors=[RED, GREEN, BLACK], unknown_values="nearest")
+    stored = np.array([[[250, 9, 3], [10, 240, 0], [20, 20, 20], RED]], np.uint8)
+    assert colors(stored, "m.jpg").tolist() == [[0, 1, 2, 0]]
+
+
 def test_colours_where_an_index_was_expected() -> None:
     with pytest.raises(DataError, match=r"m\.png is colour-coded.*--data\.color_map"):
         MaskDecoder(values=[0, 1])(np.zeros((2, 2, 3), np.uint8), "m.png")
