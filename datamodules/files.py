@@ -135,15 +135,6 @@ def read_mask(path: Path, as_color: bool = False) -> NDArray[np.integer]:
     return np.array(image)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the header, without decoding."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
-
-
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
@@ -154,30 +145,25 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
-def by_stem(
-    files: Iterable[Path], base: Path, suffix: str = "", option: str = ""
-) -> dict[str, Path]:
+def by_stem(files: Iterable[Path], base: Path, suffix: str = "") -> dict[str, Path]:
     """Index files by their path below `base` without file suffix and without `suffix`.
 
     Args:
         files: Image files below `base`.
         base: The folder the names are relative to.
         suffix: What a stem must end in to count, e.g. `_mask`; it is cut off.
-        option: Named in the error.
 
     Raises:
         DataError: Two files with one stem.
     """
     found: dict[str, Path] = {}
     for path in files:
-        stem = path.relative_to(base).with_suffix("").as_posix()
-        if not stem.endswith(suffix):
+        name = path.relative_to(base).with_suffix("").as_posix()
+        if not name.endswith(suffix):
             continue
-        stem = stem.removesuffix(suffix)
-        if stem in found:
+        stem = name.removesuffix(suffix)
+        if found.setdefault(stem, path) != path:
             raise DataError(
                 f"{found[stem]} and {path} have the same name but for their type: keep one"
-                + (f" (option: {option})" if option else "")
             )
-        found[stem] = path
     return found

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import SegmentationDataModule, Split
 from datamodules.dataset import FileSource
 from datamodules.errors import DataError, some
-from datamodules.files import SUFFIXES, by_stem, is_image, list_images, read_mask
+from datamodules.files import read_mask
 from datamodules.labels import VOID, MaskDecoder, UnknownValues, read_color_map
+from datamodules.pairing import FolderLayout
 
 
 class FolderDataModule(SegmentationDataModule):
@@ -79,10 +80,15 @@ class FolderDataModule(SegmentationDataModule):
     ) -> None:
         super().__init__(**loader_options)
         self.root = Path(root).expanduser()
-        self._names: dict[str, str] = {"train": train, "val": val, "test": test}
-        self._folders = (images, masks)
-        self._suffixes = (image_suffix, mask_suffix)
-        self._skip_unpaired = unpaired == "skip"
+        self.layout = FolderLayout(
+            self.root,
+            images,
+            masks,
+            {"train": train, "val": val, "test": test},
+            image_suffix,
+            mask_suffix,
+            skip_unpaired=unpaired == "skip",
+        )
         self._void_given = void is not None
         self._palette: list[list[int]] | None = None
         if color_map is not None:
@@ -112,16 +118,11 @@ class FolderDataModule(SegmentationDataModule):
 
     def source(self, split: Split) -> FileSource:
         """Pair the files of a split and try a few of its masks."""
-        if not self.root.is_dir():  # not needed to predict other images
-            raise DataError(f"folder {self.root} does not exist (option: --data.root)")
-        images, masks = self._pairs(split)
-        if not images:
-            raise DataError(
-                f"split {split!r} has no images: looked in {self._places(split)} for "
-                f"{', '.join(sorted(SUFFIXES))} (options: --data.root, --data.images, "
-                f"--data.{split})"
-            )
-        source = FileSource(images, masks, self.decoder)
+        if split == "test" and not self.layout.has("test"):
+            rank_zero_info(f"no test split in {self.root}: the validation split takes its place")
+            return self.source("val")
+        pairs = self.layout.pairs(split)
+        source = FileSource(pairs.images, pairs.masks, self.decoder)
         self._try_some(source)
         return source
 
@@ -163,10 +164,9 @@ class FolderDataModule(SegmentationDataModule):
 
     def _seen_in_masks(self) -> str:
         """Describe what a few of the mask files hold, as a help to write the options."""
-        folders = [self.root / self._folders[1], *sorted(self.root.glob(f"*/{self._folders[1]}"))]
-        files = [file for folder in folders if folder.is_dir() for file in list_images(folder)]
+        files = self.layout.mask_files()
         if not files:
-            return f"No masks were found in {some([str(folder) for folder in folders])}."
+            return f"No masks were found in {self.root}."
         chosen = _spread(files, 16)
         rows = [read_mask(path) for path in chosen]
         flat = [row.reshape(-1, 3) if row.ndim == 3 else row.reshape(-1) for row in rows]
@@ -176,110 +176,6 @@ class FolderDataModule(SegmentationDataModule):
             return f"{len(chosen)} masks looked at are RGB and hold the colours {named}."
         values = np.unique(np.concatenate(flat)).tolist()
         return f"{len(chosen)} masks looked at hold the values {some(list(map(str, values)), 24)}."
-
-    def _pairs(self, split: Split) -> tuple[dict[str, Path], dict[str, Path]]:
-        name = self._names[split]
-        if (listed := self._list_file(name)) is not None:
-            return self._listed(listed)
-        for images, masks in self._subfolders(name):
-            if images.is_dir():
-                return self._match(self._index(images, 0), self._index(masks, 1), images, masks)
-        if split == "test":
-            return self._pairs("val")
-        return self._divided(split)
-
-    def _list_file(self, name: str) -> Path | None:
-        places = (self.root / name, self.root / f"{name}.txt")
-        return next((path for path in places if path.is_file()), None)
-
-    def _subfolders(self, name: str) -> list[tuple[Path, Path]]:
-        images, masks = self._folders
-        return [
-            (self.root / images / name, self.root / masks / name),
-            (self.root / name / images, self.root / name / masks),
-        ]
-
-    def _places(self, split: Split) -> str:
-        name = self._names[split]
-        places = [str(images) for images, _ in self._subfolders(name)]
-        return some([*places, str(self.root / f"{name}.txt"), str(self.root / self._folders[0])])
-
-    def _index(self, folder: Path, which: int) -> dict[str, Path]:
-        if not folder.is_dir():
-            option = "--data.images" if which == 0 else "--data.masks"
-            raise DataError(f"folder {folder} does not exist (options: --data.root, {option})")
-        return by_stem(list_images(folder), folder, self._suffixes[which])
-
-    def _match(
-        self, images: dict[str, Path], masks: dict[str, Path], image_at: Path, mask_at: Path
-    ) -> tuple[dict[str, Path], dict[str, Path]]:
-        lone_images = sorted(images.keys() - masks.keys())
-        lone_masks = sorted(masks.keys() - images.keys())
-        if (lone_images or lone_masks) and not self._skip_unpaired:
-            told = [
-                f"{len(lone)} {what} in {place}: {some(lone)}"
-                for lone, what, place in (
-                    (
-                        lone_images,
-                        f"without a mask in {mask_at}, of {len(images)} images",
-                        image_at,
-                    ),
-                    (lone_masks, f"without an image in {image_at}, of {len(masks)} masks", mask_at),
-                )
-                if lone
-            ]
-            raise DataError(
-                f"{'; '.join(told)}. Names must agree but for the file type and "
-                "--data.image_suffix, --data.mask_suffix; --data.unpaired skip leaves these out"
-            )
-        both = images.keys() & masks.keys()
-        return {key: images[key] for key in both}, {key: masks[key] for key in both}
-
-    def _listed(self, path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [line for line in lines if line]
-        if all(len(row) == 2 and all(map(is_image, row)) for row in rows):
-            images = {_stem(image): self._place(image) for image, _ in rows}
-            masks = {_stem(image): self._place(mask) for image, mask in rows}
-            absent = [
-                str(file) for file in (*images.values(), *masks.values()) if not file.is_file()
-            ]
-            if absent:
-                raise DataError(f"{path} names files that do not exist: {some(absent)}")
-            return images, masks
-        ids = [" ".join(row) for row in rows]
-        known_images, known_masks = self._all()
-        ids = [_stem(name) if is_image(name) else name for name in ids]
-        for known, what in ((known_images, "image"), (known_masks, "mask")):
-            if missing := [name for name in ids if name not in known]:
-                raise DataError(
-                    f"{path} names {some(missing)}, for which there is no {what} in "
-                    f"{self.root / self._folders[what == 'mask']}"
-                )
-        return {key: known_images[key] for key in ids}, {key: known_masks[key] for key in ids}
-
-    def _place(self, name: str) -> Path:
-        """Find a listed file; VOC's lists begin root-relative paths with a slash."""
-        path = self.root / name
-        return path if path.is_file() else self.root / name.lstrip("/")
-
-    def _all(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        images, masks = (self.root / folder for folder in self._folders)
-        return self._index(images, 0), self._index(masks, 1)
-
-    def _divided(self, split: Split) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Send every fifth image, by a hash of its name, to validation."""
-        folders = [self.root / folder for folder in self._folders]
-        already_divided = any(
-            self._list_file(name) or any(images.is_dir() for images, _ in self._subfolders(name))
-            for name in self._names.values()
-        )
-        if already_divided or not folders[0].is_dir():
-            return {}, {}
-        images, masks = self._match(*self._all(), *folders)
-        order = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
-        chosen = order[::5] if split == "val" else [name for at, name in enumerate(order) if at % 5]
-        return {key: images[key] for key in chosen}, {key: masks[key] for key in chosen}
 
     def _try_some(self, source: FileSource) -> None:
         """Decode a few examples, so that a wrong option is told before anything is trained."""
@@ -307,7 +203,3 @@ def _spread(items: Sequence[Any], at_most: int) -> list[Any]:
     """Pick items at even distances, the first and the last among them."""
     places = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
     return [items[place] for place in places]
-
-
-def _stem(name: str) -> str:
-    return Path(name).with_suffix("").as_posix().lstrip("/")

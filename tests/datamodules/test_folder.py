@@ -82,13 +82,27 @@ def test_a_missing_root_names_the_option(tmp_path: Path) -> None:
         opened(tmp_path / "nowhere").setup("fit")
 
 
+def test_two_images_of_one_name_are_told(write_dataset) -> None:
+    root = write_dataset({"train": 1, "val": 1})
+    Image.new("RGB", (4, 4)).save(root / "images/train/train_0.jpg")
+    with pytest.raises(DataError, match=r"train_0\.jpg and .*train_0\.png have the same name"):
+        ids(opened(root), "train")
+
+
 def test_image_without_mask_and_mask_without_image(write_dataset) -> None:
     root = write_dataset({"train": 3, "val": 1})
     (root / "masks/train/train_1.png").unlink()
     (root / "images/train/train_2.png").unlink()
     with pytest.raises(DataError) as error:
         ids(opened(root), "train")
-    for part in ("1 without a mask", "train_1", "1 without an image", "train_2", "--data.unpaired"):
+    for part in (
+        "1 of 2 images",
+        "a mask in",
+        "train_1",
+        "1 of 2 masks",
+        "train_2",
+        "--data.unpaired",
+    ):
         assert part in str(error.value)
     assert ids(opened(root, unpaired="skip"), "train") == ["train_0"]
 
