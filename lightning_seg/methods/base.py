@@ -233,11 +233,11 @@ class SegmentationModule(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return `labels`, (B, H, W) uint8 class ids at the images' own size, and their `id`s."""
-        return {"id": batch["id"], "labels": self(batch["image"]).argmax(1).to(torch.uint8)}
+        return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
 
     def _evaluate(self, batch: dict[str, Any], stage: str, metrics: SegmentationMetrics) -> None:
         logits, target = self(batch["image"]), batch["mask"]
-        metrics.update(logits.argmax(1), target)
+        metrics.update(_labels(logits), target)
         self.log(
             f"{stage}/loss",
             self.pixel_loss(logits, target),
@@ -275,6 +275,11 @@ class SegmentationModule(L.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on with the random state of the checkpoint, once."""
         self._random_state.restore()
+
+
+def _labels(logits: Tensor) -> Tensor:
+    """Return the class of the largest logit, (B, C, H, W) -> (B, H, W) int64."""
+    return logits.max(dim=1).indices  # argmax(1) takes ten times as long on CPUs
 
 
 def _keep_plain_values(hparams: MutableMapping[str, Any]) -> None:
