@@ -24,7 +24,7 @@ demo: .venv/installed
 	@echo "The pictures are in $(RESULT)/predictions/overlays."
 
 test: .venv/installed
-	WANDB_MODE=offline $(BIN)/python -m pytest
+	WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

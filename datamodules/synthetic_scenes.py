@@ -21,7 +21,7 @@ PALETTE = {
     "building": [170, 100, 70],
     "pole": [250, 220, 60],
     "sign": [220, 30, 40],
-    "boat": [250, 250, 250],
+    "boat": [230, 70, 200],
 }
 SKY, WATER, GRASS, ROAD, BUILDING, POLE, SIGN, BOAT = range(len(PALETTE))
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -73,7 +73,7 @@ class SyntheticScenesDataModule(SegmentationDataModule):
 
     @property
     def palette(self) -> list[list[int]]:
-        """Colours near the drawn ones."""
+        """Colours near the drawn ones, but for poles and boats, which would be lost."""
         return list(PALETTE.values())
 
     def source(self, split: Split) -> SceneSource:
