@@ -26,6 +26,10 @@ class SegmentationCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Let the command line win: Lightning would let the checkpoint's settings replace it."""
 
+    def after_instantiate_classes(self) -> None:
+        """Find the data first: what is wrong with it is told before any folder is made."""
+        self.datamodule.setup(self.subcommand)
+
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
         """Predict; unless asked for, keep nothing in memory: the files are the result."""
         self.trainer.predict(return_predictions=bool(return_predictions), **kwargs)

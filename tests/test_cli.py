@@ -271,8 +271,9 @@ def test_wrong_classes_for_a_checkpoint(small: list[str], tmp_path: Path, write_
 
 
 def test_a_data_error_stops_before_anything_is_written(small: list[str], tmp_path: Path) -> None:
-    with pytest.raises((DataError, ValueError), match="does not exist"):
-        cli.main(["fit", *TINY, *small[8:], "--data=CamVidDataModule", "--data.root=/nowhere"])
+    words = [word for word in small[8:] if not word.startswith("--trainer.logger")]
+    with pytest.raises(DataError, match="does not exist"):
+        cli.main(["fit", *TINY, *words, "--data=CamVidDataModule", "--data.root=/nowhere"])
     assert not list(tmp_path.iterdir())
 
 
