@@ -1,7 +1,5 @@
 """The command: `python cli.py {fit,validate,test,predict} -c configs/...yaml`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -9,7 +7,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from datamodules import DataError, SegmentationDataModule
 from lightning_seg import SegmentationModule
 from lightning_seg.callbacks import IoUTable, LoggedConfig, PredictionWriter
-from lightning_seg.command import ReadableParser, told_plainly
+from lightning_seg.command import ReadableParser, forget_pretraining, told_plainly
 
 
 class SegmentationCLI(LightningCLI):
@@ -24,7 +22,8 @@ class SegmentationCLI(LightningCLI):
         parser.set_defaults({"model": "CrossEntropyModule", "data": "SyntheticScenesDataModule"})
 
     def _parse_ckpt_path(self) -> None:
-        """Let the command line win: Lightning would let the checkpoint's settings replace it."""
+        """Let the command line win, where Lightning would take the checkpoint's settings."""
+        forget_pretraining(self.config[self.config.subcommand])
 
     def after_instantiate_classes(self) -> None:
         """Find the data first: what is wrong with it is told before any folder is made."""
@@ -42,8 +41,8 @@ def main(args: ArgsType = None) -> SegmentationCLI:
         SegmentationDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        auto_configure_optimizers=False,
         seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
         parser_class=ReadableParser,
         save_config_callback=LoggedConfig,
         args=args,
@@ -51,7 +50,7 @@ def main(args: ArgsType = None) -> SegmentationCLI:
 
 
 def run() -> None:
-    """Run the command; a mistake of the user's becomes one message and exit code 1."""
+    """Run the command; a user's mistake becomes one message."""
     with told_plainly(DataError):
         main()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import cv2
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import FileSource, SegmentationDataset, Source, collate
 from datamodules.errors import DataError
-from datamodules.files import find_images
+from datamodules.files import find_images, image_size
 from datamodules.labels import VOID
 from datamodules.sampling import KeySampler, ResumableLoader, own_generator
 from datamodules.transforms import train_pipeline
@@ -21,7 +21,7 @@ from datamodules.transforms import train_pipeline
 Split = Literal["train", "val", "test"]
 
 
-class SegmentationDataModule(L.LightningDataModule):
+class SegmentationDataModule(L.LightningDataModule, ABC):
     """Loaders of `{"image", "mask", "id"}` batches; subclasses say where examples come from.
 
     Training examples are scaled, cropped and flipped at random; validation, test and prediction
@@ -30,7 +30,7 @@ class SegmentationDataModule(L.LightningDataModule):
     Args:
         batch_size: Training images per device and step.
         val_batch_size: Images per device and step otherwise. Above 1 all images of a batch must
-            have one size.
+            have one size; prediction falls back to 1 where they have not.
         crop_size: Side of the square training crop in pixels, or height and width; None takes
             `default_crop_size`.
         scale: Smallest and largest random scale factor; None takes `default_scale`.
@@ -143,7 +143,8 @@ class SegmentationDataModule(L.LightningDataModule):
         )
         loader.epoch_length = lambda: len(loader)
         if (trainer := self.trainer) is not None:
-            loader.epoch = trainer.current_epoch
+            # not current_epoch, which lags behind here when a finished epoch was restored
+            loader.epoch = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             loader.epoch_length = lambda: int(min(len(loader), trainer.num_training_batches))
         return loader
 
@@ -156,15 +157,18 @@ class SegmentationDataModule(L.LightningDataModule):
         return self._ordered("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Whole images in order, with or without labels."""
+        """Whole images in order, with or without labels; one by one where their sizes differ."""
         return self._ordered("predict")
 
     def _ordered(self, name: str) -> DataLoader[Any]:
-        dataset = SegmentationDataset(self._sources[name])
+        source = self._sources[name]
+        batch_size = self.val_batch_size
+        if name == "predict" and batch_size > 1 and isinstance(source, FileSource):
+            sizes = {image_size(path) for path in source.images.values()}
+            batch_size = batch_size if len(sizes) == 1 else 1
+        dataset = SegmentationDataset(source)
         sampler = KeySampler(dataset, self.seed, shuffle=False, **self._ranks())
-        return DataLoader(
-            dataset, batch_size=self.val_batch_size, sampler=sampler, **self._options()
-        )
+        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -28,7 +28,7 @@ class CamVidDataModule(FolderDataModule):
 
     Args:
         root: The folder with `train`, `val` and `test`, each holding `images` and `masks`.
-        loader_options: Passed to `SegmentationDataModule`.
+        loader_options: Passed to `FolderDataModule`; the classes are fixed.
     """
 
     default_crop_size = (352, 352)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datamodules.errors import DataError, some
 
@@ -64,15 +64,18 @@ def _expand(where: str) -> list[tuple[Path, Path]]:
     if path.is_dir():
         files = [(path, file) for file in list_images(path)]
     elif path.suffix == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        listed = [Path(line) for line in lines if line]
+        listed = [Path(line) for line in read_lines(path)]
         absolute = [file if file.is_absolute() else path.parent / file for file in listed]
         if missing := [str(file) for file in absolute if not file.is_file()]:
             raise DataError(f"{path} lists images that do not exist: {some(missing)}")
         files = [(file.parent, file) for file in absolute]
+    elif path.is_file():
+        files = [(path.parent, path)]
     else:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-        files = [(file.parent, file) for file in matches if is_image(file.name)]
+        fixed = Path(str(path).partition("*")[0].rpartition("/")[0] or ".")
+        base = fixed if "**" in str(path) else None
+        files = [(base or file.parent, file) for file in matches if is_image(file.name)]
     if not files:
         raise DataError(
             f"no images at {where!r}: expected a folder, a glob, an image or a .txt list of "
@@ -82,10 +85,11 @@ def _expand(where: str) -> list[tuple[Path, Path]]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read any image file as RGB.
+    """Read any image file as RGB, turned the way its EXIF orientation says.
 
     Args:
-        path: An 8-bit or 16-bit file, colour or grey; 16 bits are reduced to 8.
+        path: A file of 8 bits a channel, or a grey one of 16 bits (0..65535) or of fractions
+            (0..1), which are scaled to 8 bits.
 
     Returns:
         (H, W, 3) uint8.
@@ -97,9 +101,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow would clip instead of scale
         grey = np.asarray(image, dtype=np.float64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise DataError(f"image {path} has values outside 0..65535 (mode {image.mode})")
-        image = Image.fromarray((grey / 257).round().astype(np.uint8))
+        full = 1 if image.mode == "F" and grey.max() <= 1 else 65535
+        if not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= full):
+            raise DataError(
+                f"image {path} (mode {image.mode}) must hold 0..65535, or fractions in 0..1; "
+                f"it holds {grey.min()}..{grey.max()}"
+            )
+        image = Image.fromarray((grey / full * 255).round().astype(np.uint8))
     return np.array(image.convert("RGB"))
 
 
@@ -135,11 +143,30 @@ def read_mask(path: Path, as_color: bool = False) -> NDArray[np.integer]:
     return np.array(image)
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) as `read_image` will, from the header alone."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation, by a quarter
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, without surrounding white space."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"list {path} is not UTF-8 text: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error

@@ -25,10 +25,12 @@ class FolderDataModule(SegmentationDataModule):
         root/images/train/*.jpg   root/masks/train/*.png     (and val, test)
         root/train/images/*.jpg   root/train/masks/*.png     (and val, test)
         root/images/*.jpg         root/masks/*.png           with root/train.txt, root/val.txt
-        root/images/*.jpg         root/masks/*.png           alone: every fifth image validates
+        root/images/*.jpg         root/masks/*.png           alone: a fifth of the images validates
 
-    A line of a list file is an id (`a/b` for `images/a/b.jpg`), or an image and a mask path
-    relative to the root. A missing test split is replaced by the validation split.
+    Where there are both a subfolder and `train.txt`, the subfolder counts; `--data.train train.txt`
+    asks for the list. A line of a list file is an id (`a/b` for `images/a/b.jpg`) or an image's
+    path, or an image's and a mask's path, relative to the root or absolute, with a comma or white
+    space between them. A missing test split is replaced by the validation split.
 
     The classes are given by one of `num_classes` (stored values 0, 1, ...), `mask_values` and
     `color_map`.
@@ -118,7 +120,7 @@ class FolderDataModule(SegmentationDataModule):
 
     def source(self, split: Split) -> FileSource:
         """Pair the files of a split and try a few of its masks."""
-        if split == "test" and not self.layout.has("test"):
+        if split == "test" and not self.layout.has("test") and self.layout.splits["test"] == "test":
             rank_zero_info(f"no test split in {self.root}: the validation split takes its place")
             return self.source("val")
         pairs = self.layout.pairs(split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -165,6 +166,8 @@ def read_color_map(source: str | Path | Mapping[str, Sequence[int]]) -> dict[str
     rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(row)]
     if rows and not any(cell.isdigit() for cell in rows[0]):
         rows = rows[1:]
+    if twice := [name for name, times in Counter(row[0] for row in rows).items() if times > 1]:
+        raise DataError(f"colour map {path} names {some(twice)} more than once")
     return {row[0]: _rgb(row[0], row[1:], path) for row in rows}
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
+from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from datamodules.errors import DataError, some
-from datamodules.files import SUFFIXES, by_stem, is_image, list_images
+from datamodules.files import SUFFIXES, by_stem, is_image, list_images, read_lines
 
 
 class Pairs(NamedTuple):
@@ -83,11 +87,14 @@ class FolderLayout:
         return [file for folder in folders if folder.is_dir() for file in list_images(folder)]
 
     def _find(self, split: str) -> Pairs:
-        if (listed := self._list_file(split)) is not None:
-            return self._listed(listed)
+        named = self.root / self.splits[split]
+        if named.is_file():
+            return self._listed(named)
         for images, masks in self._subfolders(split):
             if images.is_dir():
                 return self._match(images, masks)
+        if (listed := self._list_file(split)) is not None:
+            return self._listed(listed)
         if any(self.has(other) for other in self.splits):
             return Pairs({}, {})
         return self._divided(split)
@@ -135,30 +142,47 @@ class FolderLayout:
         return pairs.only(sorted(images.keys() & masks.keys()))
 
     def _listed(self, path: Path) -> Pairs:
-        rows = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        rows = [row for row in rows if row]
-        if all(len(row) == 2 and all(map(is_image, row)) for row in rows):
-            pairs = Pairs(
-                {_stem(image): self._place(image) for image, _ in rows},
-                {_stem(image): self._place(mask) for image, mask in rows},
-            )
-            files = [*pairs.images.values(), *pairs.masks.values()]
-            if absent := [str(file) for file in files if not file.is_file()]:
-                raise DataError(f"{path} names files that do not exist: {some(absent)}")
-            return pairs
-        names = [" ".join(row) for row in rows]
-        ids = [_stem(name) if is_image(name) else name for name in names]
-        known = self._index(self.root / self.images, self.root / self.masks)
+        lines = read_lines(path)
+        rows = [self._two_files(line) for line in lines]
+        if lines and all(rows):
+            listed = [(_id(image, self.root), image, mask) for row in rows for image, mask in row]
+        else:
+            known = self._index(self.root / self.images, self.root / self.masks)
+            listed = [self._known(line, known, path) for line in lines]
+        twice = [
+            name for name, times in Counter(name for name, _, _ in listed).items() if times > 1
+        ]
+        if twice:
+            raise DataError(f"{path} names {some(twice)} more than once")
+        return Pairs(
+            {name: image for name, image, _ in listed}, {name: mask for name, _, mask in listed}
+        )
+
+    def _two_files(self, line: str) -> list[tuple[Path, Path]]:
+        """Read a line as an image's and a mask's path; nothing where it is not that."""
+        for separator in (",", "\t", None):
+            words = [word.strip() for word in line.split(separator)]
+            if len(words) == 2 and all(map(is_image, words)):
+                image, mask = (self._place(word) for word in words)
+                if absent := [str(file) for file in (image, mask) if not file.is_file()]:
+                    raise DataError(f"a list names files that do not exist: {some(absent)}")
+                return [(image, mask)]
+        return []
+
+    def _known(self, line: str, known: Pairs, path: Path) -> tuple[str, Path, Path]:
+        """Find what a line that is an id or an image's path stands for."""
+        name = line
+        if is_image(line):
+            folder, file = self.root / self.images, self._place(line)
+            inside = file.relative_to(folder) if file.is_relative_to(folder) else Path(line)
+            name = inside.with_suffix("").as_posix().removesuffix(self.image_suffix)
         for there, what, folder in (
-            (known.images, "image", self.images),
-            (known.masks, "mask", self.masks),
+            (known.images, "image", self.root / self.images),
+            (known.masks, "mask", self.root / self.masks),
         ):
-            if missing := [name for name in ids if name not in there]:
-                raise DataError(
-                    f"{path} names {some(missing)}, for which there is no {what} in "
-                    f"{self.root / folder}"
-                )
-        return known.only(ids)
+            if name not in there:
+                raise DataError(f"{path} names {line}, for which there is no {what} in {folder}")
+        return name, known.images[name], known.masks[name]
 
     def _place(self, name: str) -> Path:
         """Find a listed file; VOC's lists begin root-relative paths with a slash."""
@@ -166,16 +190,29 @@ class FolderLayout:
         return path if path.is_file() else self.root / name.lstrip("/")
 
     def _divided(self, split: str) -> Pairs:
-        """Send every fifth image, in the order of a hash of its name, to validation."""
+        """Send a fifth of the images, by a hash of their names, to validation."""
         images, masks = self.root / self.images, self.root / self.masks
         if not images.is_dir():
             return Pairs({}, {})
+        if inner := sorted(path.name for path in images.iterdir() if path.is_dir()):
+            raise DataError(
+                f"{images} has the subfolders {some(inner)}, but none is called "
+                f"{' or '.join(self.splits.values())}: name the splits (options: --data.train, "
+                "--data.val)"
+            )
         pairs = self._match(images, masks)
-        order = sorted(pairs.images, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_out = order[::5]
-        chosen = held_out if split == "val" else sorted(set(order) - set(held_out))
+        # a share of the hashes, so that an image stays where it is when others are added
+        held_out = [name for name in pairs.images if sha256(name.encode()).digest()[0] < 256 // 5]
+        held_out = held_out or sorted(pairs.images)[:1]
+        chosen = held_out if split == "val" else sorted(pairs.images.keys() - set(held_out))
+        rank_zero_info(
+            f"no splits in {self.root}: {len(chosen)} of {len(pairs.images)} images for {split}"
+        )
         return pairs.only(chosen)
 
 
-def _stem(name: str) -> str:
-    return Path(name).with_suffix("").as_posix().lstrip("/")
+def _id(file: Path, root: Path) -> str:
+    """Name a file by its path below the root, or by its own name where it lies elsewhere."""
+    file, root = Path(os.path.normpath(file)), Path(os.path.normpath(root))
+    inside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
+    return inside.with_suffix("").as_posix()

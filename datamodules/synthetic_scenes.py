@@ -62,6 +62,8 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         super().__init__(**loader_options)
         if min(image_size) < 32:
             raise DataError(f"--data.image_size must be at least 32x32, not {list(image_size)}")
+        if min(train_size, val_size, test_size) < 0:
+            raise DataError("--data.train_size, val_size and test_size must not be negative")
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
         self.image_size = image_size
         self.scene_seed = scene_seed

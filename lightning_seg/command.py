@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
@@ -28,8 +28,11 @@ _NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value type|"
     r"Given value: (?:.{80}|NestedArg|Namespace|\{)"
 )
-_TYPE = re.compile(r"Type \S+\[.*\] expects a function or a callable class: |\.? Got value: .*")
+_TYPE = re.compile(
+    r"Type \S+\[.*\] expects a function or a callable class: |\.? Got value: (?:.{80}|Namespace).*"
+)
 _REFUSED = re.compile(r"(?:Option|option) '([\w.]+)' is not accepted|not accept option '([\w.]+)'")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: --trainer\.(\w+)()")
 _CLASS = re.compile(r"class_path(?:=| )'([\w.]+)'")
 
 
@@ -62,7 +65,7 @@ def explain(message: str, words: Sequence[str]) -> str:
         line.strip(" -") for line in message.splitlines() if not _NOISE.match(line.strip(" -"))
     ]
     kept = [_TYPE.sub("", line) for line in lines] or [message]
-    refused = _REFUSED.search(message)
+    refused = _REFUSED.search(message) or _UNRECOGNIZED.search(message)
     if refused is None:
         return "\n  ".join(kept)
     key = next(group for group in refused.groups() if group).rpartition(".")[2]
@@ -97,6 +100,20 @@ def _find(key: str, words: Sequence[str]) -> list[str]:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
         if pattern.match(line)
     ]
+
+
+def forget_pretraining(config: Namespace) -> None:
+    """Start from random weights where a checkpoint is given, which brings the weights itself.
+
+    Args:
+        config: A subcommand's configuration.
+    """
+    if config.get("ckpt_path") is None:
+        return
+    for name, nothing in {"weights": None, "pretrained": False}.items():
+        key = f"model.init_args.network.init_args.{name}"
+        if key in config:
+            config[key] = nothing
 
 
 @contextmanager

@@ -142,11 +142,41 @@ def test_a_command_made_checkpoint_loads_in_python(small: list[str], tmp_path: P
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_the_command_line_wins_over_the_checkpoint(small: list[str], tmp_path: Path) -> None:
+def test_settings_come_from_the_command_not_the_checkpoint(
+    small: list[str], tmp_path: Path
+) -> None:
     cli.main(["fit", *TINY, *small])
     (path,) = tmp_path.rglob("*.ckpt")
-    again = [*TINY, "--model.lr=0.125", *small, "--trainer.max_epochs=2"]
-    assert cli.main(["fit", *again, f"--ckpt_path={path}"]).model.lr == 0.125
+    again = [*TINY, "--model.lambda_aux=0.125", *small, "--trainer.max_epochs=2"]
+    assert cli.main(["fit", *again, f"--ckpt_path={path}"]).model.lambda_aux == 0.125
+
+
+def test_a_checkpoint_needs_no_weight_file_any_more(small: list[str], tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    words = [LRASPP_NAMED, "--model.network.encoder=mobilenetv3_small_050", *small]
+    torch.save(LRASPP(8, "mobilenetv3_small_050").encoder.state_dict(), weights)
+    words.append(f"--model.network.weights={weights}")
+    cli.main(["fit", *words])
+    weights.unlink()
+    (path,) = tmp_path.rglob("*.ckpt")
+    CrossEntropyModule.load_from_checkpoint(path)
+    cli.main(["test", *words, f"--ckpt_path={path}"])
+
+
+def test_the_table_is_printed_and_the_checkpoint_named(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog
+) -> None:
+    cli.main(["fit", *TINY, *small])
+    printed = capsys.readouterr()
+    for part in ("last validation", "pole", "miou"):
+        assert part in printed.out
+    (path,) = tmp_path.rglob("*.ckpt")
+    assert f"checkpoint: {path}" in printed.err + caplog.text
+
+
+def test_prediction_without_a_checkpoint_warns(small: list[str]) -> None:
+    with pytest.warns(UserWarning, match="without a checkpoint"):
+        cli.main(["predict", *TINY, *small])
 
 
 def test_prediction_of_a_folder_without_masks(small: list[str], tmp_path: Path) -> None:
@@ -171,6 +201,9 @@ def test_the_configuration_is_saved_beside_the_run(small: list[str], tmp_path: P
     cli.main(["fit", *TINY, *small, *logger, "--model.lr=0.125"])
     (saved,) = tmp_path.rglob("config.yaml")
     assert yaml.safe_load(saved.read_text())["model"]["init_args"]["lr"] == 0.125
+    before = saved.read_text()
+    cli.main(["validate", "-c", str(saved)])
+    assert saved.read_text() == before
     assert cli.main(["fit", "-c", str(saved)]).model.lr == 0.125
 
 
@@ -203,6 +236,9 @@ def test_wandb_offline_gets_metrics_and_the_whole_configuration(
         (["--trainer.max_epochs=abc"], ["trainer.max_epochs", "int", "abc"]),
         (["--model.network=lightning_seg.networks.Nothing"], ["has no attribute 'Nothing'"]),
         (["-c", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--trainer.precison=16"], ["unrecognized", "did you mean precision"]),
+        (["--data.batch_size=two"], ["batch_size", "int", "two"]),
+        (["--optimizer=SGD"], ["unrecognized arguments: --optimizer=SGD"]),
     ],
 )
 def test_an_unknown_option_is_one_short_message(
@@ -270,8 +306,10 @@ def test_wrong_classes_for_a_checkpoint(small: list[str], tmp_path: Path, write_
         )
 
 
-def test_a_data_error_stops_before_anything_is_written(small: list[str], tmp_path: Path) -> None:
-    words = [word for word in small[8:] if not word.startswith("--trainer.logger")]
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "wandb"])
+def test_a_data_error_stops_before_anything_is_written(logger: str, tmp_path: Path) -> None:
+    words = ["-c", f"{ROOT}/configs/logger/{logger}.yaml", f"--trainer.logger.save_dir={tmp_path}"]
+    words += ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
     with pytest.raises(DataError, match="does not exist"):
         cli.main(["fit", *TINY, *words, "--data=CamVidDataModule", "--data.root=/nowhere"])
     assert not list(tmp_path.iterdir())

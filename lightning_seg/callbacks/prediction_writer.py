@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -46,7 +46,9 @@ class PredictionWriter(BasePredictionWriter):
         return Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, with the module's colours."""
+        """Begin to count, with the module's colours; warn of a network that never learnt."""
+        if not trainer.ckpt_path:
+            rank_zero_warn("predicting without a checkpoint (option: --ckpt_path)")
         self._written = 0
         self._colors = color_table(pl_module.num_classes, pl_module.palette)  # type: ignore[arg-type]
 
@@ -85,6 +87,8 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
+    if ".." in path.parts:
+        raise SetupError(f"an image's id leads out of the output folder: {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

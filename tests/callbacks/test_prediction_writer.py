@@ -11,16 +11,20 @@ from lightning_seg.callbacks import PredictionWriter
 from lightning_seg.pictures import color_table, overlay
 
 
-@pytest.fixture
-def written(tmp_path: Path) -> Path:
-    writer = PredictionWriter(str(tmp_path))
-    trainer = SimpleNamespace(default_root_dir="unused", world_size=1)
+def write(folder: Path, name: str) -> None:
+    writer = PredictionWriter(str(folder))
+    trainer = SimpleNamespace(default_root_dir="unused", world_size=1, ckpt_path="x.ckpt")
     module = SimpleNamespace(num_classes=2, palette=[[200, 0, 0], [0, 0, 100]])
     writer.on_predict_start(trainer, module)
     labels = torch.tensor([[[0, 1, 1], [1, 1, 1]]], dtype=torch.uint8)
     batch = {"image": torch.full((1, 3, 2, 3), 100, dtype=torch.uint8)}
-    prediction = {"id": ["sub/a b"], "labels": labels}
+    prediction = {"id": [name], "labels": labels}
     writer.write_on_batch_end(trainer, module, prediction, None, batch, 0, 0)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    write(tmp_path, "sub/a b")
     return tmp_path
 
 
@@ -45,14 +49,14 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    writer = PredictionWriter(str(tmp_path))
-    trainer = SimpleNamespace(default_root_dir="unused", world_size=1)
-    module = SimpleNamespace(num_classes=2, palette=None)
-    writer.on_predict_start(trainer, module)
-    prediction = {"id": ["a"], "labels": torch.zeros(1, 2, 3, dtype=torch.uint8)}
-    batch = {"image": torch.zeros(1, 3, 2, 3, dtype=torch.uint8)}
     with pytest.raises(OSError, match="disk full"):
-        writer.write_on_batch_end(trainer, module, prediction, None, batch, 0, 0)
+        write(tmp_path, "a")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_no_id_leads_out_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="out of the output folder"):
+        write(tmp_path / "out", "../../photo")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

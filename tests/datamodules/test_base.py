@@ -1,7 +1,12 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodules import DataError, SyntheticScenesDataModule
+from datamodules.transforms import augment, train_pipeline
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,33 @@ def test_an_incomplete_training_batch_is_dropped_but_a_small_set_is_used() -> No
 def test_an_empty_split_is_an_error() -> None:
     with pytest.raises(DataError, match="split 'val' of SyntheticScenesDataModule has no images"):
         SyntheticScenesDataModule(val_size=0).setup("fit")
+
+
+def test_prediction_takes_photographs_of_many_sizes(tmp_path: Path) -> None:
+    def sizes(*shapes: tuple[int, int]) -> list[int]:
+        for number, shape in enumerate(shapes):
+            Image.new("RGB", shape).save(tmp_path / f"{number}.png")
+        module = SyntheticScenesDataModule(predict=str(tmp_path), val_batch_size=2, num_workers=0)
+        module.setup("predict")
+        return [len(batch["id"]) for batch in module.predict_dataloader()]
+
+    assert sizes((8, 8), (8, 8)) == [2]
+    assert sizes((8, 8), (8, 9)) == [1, 1]
+
+
+def test_scales_are_uniform_between_the_limits() -> None:
+    """The part of a large crop that is not padding tells the factor."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    pipeline = train_pipeline((200, 200), scale=(0.5, 2.0), horizontal_flip=False)
+    mask = np.ones((64, 64), np.uint8)
+    factors = []
+    for seed in range(200):
+        _, scaled = augment(pipeline, image, mask, seed)
+        factors.append(np.sqrt((scaled == 1).sum()) / 64)
+    assert min(factors) < 0.55
+    assert max(factors) > 1.95
+    assert 0.49 <= min(factors) <= max(factors) <= 2.01
+    assert abs(np.mean(factors) - 1.25) < 0.1
 
 
 def test_colour_jitter_changes_the_image_but_not_the_mask() -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from datamodules import DataError
-from datamodules.files import find_images, list_images, read_image, read_mask
+from datamodules.files import find_images, image_size, list_images, read_image, read_mask
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -33,6 +33,31 @@ def test_every_colour_mode_is_read_as_rgb(tmp_path: Path, mode: str, expected: l
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_fractions_are_scaled_to_bytes(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 51, 255]
+
+
+def test_an_image_without_a_scale_is_told(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0.0, np.nan]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif.*must hold"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_photographs_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
+    """Orientation 6: the stored left edge is the shown top edge."""
+    stored = np.zeros((8, 16, 3), np.uint8)
+    stored[:, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (16, 8, 3)
+    assert image[:8].min() == 255
+    assert image[8:].max() == 0
+    assert image_size(tmp_path / "a.png") == (16, 8)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -100,6 +125,12 @@ def test_prediction_takes_a_folder_a_glob_a_list_a_file_or_several(photos: Path)
     assert set(find_images(str(photos / "list.txt"))) == {"b", "a"}
     assert set(find_images(str(photos / "a.png"))) == {"a"}
     assert set(find_images([str(photos / "a.png"), str(photos / "b.jpg")])) == {"a", "b"}
+
+
+def test_brackets_in_a_name_and_stars_for_folders(photos: Path) -> None:
+    Image.new("RGB", (4, 4)).save(photos / "b[2].png")
+    assert set(find_images(str(photos / "b[2].png"))) == {"b[2]"}
+    assert set(find_images(str(photos / "**/a.png"))) == {"a", "sub/a"}
 
 
 def test_images_that_differ_only_in_type_keep_it_in_their_id(photos: Path) -> None:

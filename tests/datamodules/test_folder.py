@@ -37,6 +37,13 @@ def test_splits_are_read_from_list_files(write_dataset) -> None:
     assert ids(module, "val") == ["images/x_1"]
 
 
+def test_a_subfolder_goes_before_a_list_unless_the_list_is_named(write_dataset) -> None:
+    root = write_dataset({"train": 3, "val": 1}, layout="{split}/{kind}")
+    (root / "train.txt").write_text("train/images/train_0.png train/masks/train_0.png\n")
+    assert len(ids(opened(root), "train")) == 3
+    assert len(ids(opened(root, train="train.txt"), "train")) == 1
+
+
 def test_lists_may_be_written_like_vocs_or_hold_names_with_spaces(write_dataset) -> None:
     root = write_dataset({"x": 2}, layout="{kind}")
     (root / "train.txt").write_text("/images/x_0.png /masks/x_0.png\r\n")
@@ -48,11 +55,68 @@ def test_lists_may_be_written_like_vocs_or_hold_names_with_spaces(write_dataset)
     assert ids(module, "val") == ["x 1"]
 
 
-def test_without_any_split_every_fifth_image_validates(write_dataset) -> None:
-    module = opened(write_dataset({"x": 20}, layout="{kind}"))
-    train, val = ids(module, "train"), ids(module, "val")
-    assert len(val) == 4
-    assert sorted(train + val) == sorted(f"x_{number}" for number in range(20))
+def test_without_any_split_a_fifth_of_the_images_validates(write_dataset) -> None:
+    root = write_dataset({"x": 150}, layout="{kind}", size=(4, 4))
+    train, val = ids(opened(root), "train"), ids(opened(root), "val")
+    assert 0.13 < len(val) / 150 < 0.27
+    assert sorted(train + val) == sorted(f"x_{number}" for number in range(150))
+    write_dataset({"y": 10}, layout="{kind}", size=(4, 4))
+    assert set(val) <= set(ids(opened(root), "val"))  # none moves when images are added
+
+
+def test_splits_of_other_names_are_not_divided_anew(write_dataset) -> None:
+    root = write_dataset({"training": 3, "validation": 2})
+    with pytest.raises(DataError, match=r"subfolders training, validation.*--data\.train"):
+        ids(opened(root), "train")
+    assert len(ids(opened(root, train="training", val="validation"), "val")) == 2
+
+
+def test_a_mistyped_test_split_is_not_replaced(write_dataset) -> None:
+    with pytest.raises(DataError, match="split 'test' has no images"):
+        ids(opened(write_dataset({"train": 1, "val": 1}), test="tset"), "test")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "images/x_0.png,masks/x_0.png",
+        "images/x_0.png\tmasks/x_0.png",
+        "images/x_0.png",
+        "{root}/images/x_0.png",
+        "{root}/images/x_0.png {root}/masks/x_0.png",
+        "x_0.png",
+    ],
+)
+def test_lists_hold_paths_in_many_forms(write_dataset, line: str) -> None:
+    root = write_dataset({"x": 2}, layout="{kind}")
+    (root / "train.txt").write_text("\ufeff" + line.format(root=root) + "\n", encoding="utf-8")
+    source = opened(root).source("train")
+    assert [Path(source.images[key]).name for key in source.ids] == ["x_0.png"]
+    assert [Path(source.masks[key]).name for key in source.ids] == ["x_0.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"x_0\nx_0\n", "x_0 more than once"),
+        (b"images/x_0.png masks/x_0.png\nimages/x_0.png masks/x_1.png\n", "more than once"),
+        (b"images/x_0.png masks/gone.png\n", "do not exist"),
+        (b"\xe9\n", "not UTF-8"),
+    ],
+)
+def test_bad_lists_are_told(write_dataset, text: bytes, told: str) -> None:
+    root = write_dataset({"x": 2}, layout="{kind}")
+    (root / "train.txt").write_bytes(text)
+    with pytest.raises(DataError, match=told):
+        ids(opened(root), "train")
+
+
+def test_ids_of_listed_files_stay_inside(write_dataset) -> None:
+    root = write_dataset({"x": 2}, layout="{kind}")
+    lists = root / "lists"
+    lists.mkdir()
+    (lists / "train.txt").write_text("../images/x_0.png ../masks/x_0.png\n")
+    assert ids(opened(lists, train="train.txt"), "train") == ["x_0"]
 
 
 def test_one_list_alone_does_not_leave_its_images_to_validation(write_dataset) -> None:

@@ -95,6 +95,12 @@ def test_a_bad_colour_is_named(tmp_path: Path, text: str) -> None:
         read_color_map(tmp_path / "map.csv")
 
 
+def test_a_name_with_two_colours_is_told(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("road,1,2,3\ncar,4,5,6\nroad,7,8,9\n")
+    with pytest.raises(DataError, match="road more than once"):
+        read_color_map(tmp_path / "map.csv")
+
+
 def test_a_missing_colour_map_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.csv does not exist.*--data\.color_map"):
         read_color_map(tmp_path / "gone.csv")

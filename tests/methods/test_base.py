@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -204,6 +205,30 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).test(other, scenes(), ckpt_path=tmp_path / "a.ckpt")
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module(), scenes())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(SetupError, match=r"another network.*aux\.bias: \(8,\) here, absent"):
+        trainer(tmp_path).test(
+            module(TinyNet(8, aux=True)), scenes(), ckpt_path=tmp_path / "a.ckpt"
+        )
+
+
+def test_a_loaded_module_is_trained_with_the_seed_of_its_new_run(tmp_path: Path) -> None:
+    """Only a run that is resumed takes the checkpoint's random state."""
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module(), scenes())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    states = []
+    for seed in (1, 2):
+        loaded = CrossEntropyModule.load_from_checkpoint(tmp_path / "a.ckpt", network=TinyNet(8))
+        torch.manual_seed(seed)
+        trainer(tmp_path, max_epochs=1).fit(loaded, scenes())
+        states.append(torch.get_rng_state())
+    assert not torch.equal(*states)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"class_names": ["a"]}, {"palette": [[0, 0, 0]]}, {"class_weights": [1.0]}],
@@ -213,13 +238,24 @@ def test_lists_must_have_one_entry_per_class(options: dict) -> None:
         module(**options)
 
 
-def test_channels_last_and_compile_change_speed_not_results() -> None:
+NO_COMPILER = not any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "channels_last",
+        pytest.param(
+            "compile_network",
+            marks=pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler"),
+        ),
+    ],
+)
+def test_channels_last_and_compile_change_speed_not_results(option: str) -> None:
     image = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    plain = module().eval()
-    for options in ({"channels_last": True}, {"compile_network": True}):
-        other = module(**options).eval()
-        assert other.state_dict().keys() == plain.state_dict().keys()
-        torch.testing.assert_close(other(image), plain(image), rtol=1e-4, atol=1e-5)
+    plain, other = module().eval(), module(**{option: True}).eval()
+    assert other.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(other(image), plain(image), rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_training_is_finite(tmp_path: Path) -> None:

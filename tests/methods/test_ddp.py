@@ -74,5 +74,5 @@ def test_two_processes_agree_and_score_like_one(tmp_path: Path, logged: list[str
     single = [word.replace(str(tmp_path), str(alone)) for word in logged]
     command("validate", *TINY, *SCENES, *QUIET, *single, f"--ckpt_path={checkpoint}")
     for name, value in last_row(alone).items():
-        if name.startswith("val/iou") or name == "val/miou":
-            assert scores[name] == pytest.approx(value, abs=1e-6), name
+        if name.startswith("val/"):
+            assert scores[name] == pytest.approx(value, abs=1e-5), name

@@ -19,6 +19,7 @@ def run(
     steps: int,
     ckpt: Path | None = None,
     save_at: int = 0,
+    save_each_epoch: bool = False,
     **options: object,
 ):
     torch.manual_seed(0 if ckpt is None else 99)  # a resumed process starts with another state
@@ -40,6 +41,8 @@ def run(
     callbacks = (
         [ModelCheckpoint(folder, every_n_train_steps=save_at, save_top_k=-1)] if save_at else []
     )
+    if save_each_epoch:
+        callbacks = [ModelCheckpoint(folder, monitor="val/miou", save_top_k=-1)]
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -84,6 +87,17 @@ def test_resuming_from_a_checkpoint_on_the_way_equals_straight(tmp_path: Path, h
     straight = run(tmp_path, 0, steps=8, save_at=half)
     (saved,) = tmp_path.glob(f"epoch=*step={half}.ckpt")
     assert_equal_runs(straight, run(tmp_path, 0, steps=8, ckpt=saved))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_resuming_from_an_epochs_validated_checkpoint_equals_straight(
+    tmp_path: Path, epoch: int
+) -> None:
+    """As the shipped configurations save: behind the validation of each epoch."""
+    epochs = {"max_epochs": 4, "save_each_epoch": True}
+    straight = run(tmp_path, 0, steps=-1, **epochs)
+    (saved,) = tmp_path.glob(f"epoch={epoch}-*.ckpt")
+    assert_equal_runs(straight, run(tmp_path, 0, steps=-1, ckpt=saved, **epochs))
 
 
 def test_a_shortened_epoch_resumes_with_the_next_one(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What a checkpoint holds beside the weights, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_seg.errors import SetupError
+
+
+class RandomState:
+    """Captures torch's generators on every process, and restores each process's own later."""
+
+    def __init__(self) -> None:
+        self._kept: list[dict[str, Tensor]] | None = None
+
+    def capture(self) -> list[dict[str, Tensor]]:
+        """Return the state of every process, in rank order; all processes must call this."""
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        if not (dist.is_available() and dist.is_initialized()):
+            return [state]
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, state)
+        return states
+
+    def keep(self, states: list[dict[str, Tensor]] | None) -> None:
+        """Remember what `capture` returned, for `restore`."""
+        self._kept = states
+
+    def restore(self) -> None:
+        """Set the generators, once; nothing where the states are of fewer processes."""
+        states, self._kept = self._kept, None
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        if states is None or rank >= len(states):
+            return
+        torch.set_rng_state(states[rank]["cpu"].cpu())
+        if "cuda" in states[rank] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states[rank]["cuda"].cpu())
+
+
+def require_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Raise `SetupError` where a checkpoint's tensors differ in name or shape from a module's."""
+    here = {name: tuple(tensor.shape) for name, tensor in ours.items()}
+    there = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+    names = sorted(here.keys() | there.keys())
+    differing = [name for name in names if here.get(name) != there.get(name)]
+    if not differing:
+        return
+    shown = "; ".join(
+        f"{name}: {here.get(name, 'absent')} here, {there.get(name, 'absent')} in the checkpoint"
+        for name in differing[:4]
+    )
+    raise SetupError(
+        f"the checkpoint is of another network or method: {len(differing)} of {len(names)} tensors "
+        f"differ ({shown}). Use the configuration it was trained with (options: --model, "
+        "--ckpt_path)"
+    )
+
+
+def keep_what_a_checkpoint_needs(arguments: MutableMapping[str, Any]) -> None:
+    """Reduce a module's arguments to what rebuilds it safely from its checkpoint.
+
+    Networks and functions go, because a checkpoint could not be read back with
+    `weights_only=True`. So do weight files and downloads: a checkpoint brings the weights itself.
+
+    Args:
+        arguments: Names and values; the network's own under `network.init_args`.
+    """
+    for name in [name for name, value in arguments.items() if not _is_plain(value)]:
+        del arguments[name]
+    network = arguments.get("network")
+    if network and "init_args" in network:
+        unneeded = {"weights": None, "pretrained": False}
+        known = {name: value for name, value in unneeded.items() if name in network["init_args"]}
+        arguments["network"] = {**network, "init_args": {**network["init_args"], **known}}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(each) for each in (*value.keys(), *value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(_is_plain(each) for each in value)
+    return value is None or type(value) in (bool, int, float, str)  # numpy's floats are floats
