@@ -13,7 +13,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import MeanMetric
 
 from lightning_seg.errors import SetupError
 from lightning_seg.methods.checkpoints import (
@@ -22,7 +21,7 @@ from lightning_seg.methods.checkpoints import (
     require_same_tensors,
 )
 from lightning_seg.methods.optimization import PolyLR, backbone_of, build_optimizer
-from lightning_seg.metrics import SegmentationMetrics
+from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 from lightning_seg.networks import LRASPP
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,8 +110,8 @@ class SegmentationModule(L.LightningModule, ABC):
         self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.val_metrics = SegmentationMetrics(num_classes, ignore_index)
         self.test_metrics = SegmentationMetrics(num_classes, ignore_index)
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.val_loss = WeightedMean()
+        self.test_loss = WeightedMean()
         self._random_state = RandomState()
 
         if channels_last:
@@ -243,15 +242,17 @@ class SegmentationModule(L.LightningModule, ABC):
         return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
 
     def _evaluate(
-        self, batch: dict[str, Any], metrics: SegmentationMetrics, mean_loss: MeanMetric
+        self, batch: dict[str, Any], metrics: SegmentationMetrics, mean_loss: WeightedMean
     ) -> None:
         logits, target = self(batch["image"]), batch["mask"]
         metrics.update(_labels(logits), target)
         # a mean over pixels, whatever the batches; copies that even out processes have none
         labelled = (target != self.ignore_index).sum()
-        mean_loss.update(self.pixel_loss(logits, target), weight=labelled)
+        mean_loss.update(self.pixel_loss(logits, target), labelled)
 
-    def _log_scores(self, stage: str, metrics: SegmentationMetrics, mean_loss: MeanMetric) -> None:
+    def _log_scores(
+        self, stage: str, metrics: SegmentationMetrics, mean_loss: WeightedMean
+    ) -> None:
         scores = {"loss": mean_loss.compute(), **metrics.compute()}
         for each in (metrics, mean_loss):
             each.reset()

@@ -1,5 +1,6 @@
 """Metrics of segmentation, all `torchmetrics.Metric`."""
 
 from lightning_seg.metrics.segmentation import SegmentationMetrics
+from lightning_seg.metrics.weighted_mean import WeightedMean
 
-__all__ = ["SegmentationMetrics"]
+__all__ = ["SegmentationMetrics", "WeightedMean"]

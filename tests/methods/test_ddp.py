@@ -68,11 +68,11 @@ def test_two_processes_agree_and_score_like_one(tmp_path: Path, logged: list[str
         if "running_" not in name:  # each process has batch statistics of its own
             assert torch.equal(second[name], value), name
         assert torch.equal(trained[f"network.{name}"], value), name
-    scores = last_row(tmp_path)
 
-    alone = tmp_path / "alone"
-    single = [word.replace(str(tmp_path), str(alone)) for word in logged]
-    command("validate", *TINY, *SCENES, *QUIET, *single, f"--ckpt_path={checkpoint}")
-    for name, value in last_row(alone).items():
-        if name.startswith("val/"):
-            assert scores[name] == pytest.approx(value, abs=1e-5), name
+    rows = []
+    for name, processes in (("alone", []), ("together", two)):
+        where = [word.replace(str(tmp_path), str(tmp_path / name)) for word in logged]
+        command("validate", *TINY, *SCENES, *QUIET, *where, *processes, f"--ckpt_path={checkpoint}")
+        rows.append(last_row(tmp_path / name))
+    assert "val/loss" in rows[0]
+    assert rows[1] == pytest.approx(rows[0], abs=1e-6)
