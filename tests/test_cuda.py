@@ -1,0 +1,42 @@
+"""What only a CUDA device can show; skipped everywhere else."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+from lightning_seg.losses import cross_entropy
+from lightning_seg.metrics import SegmentationMetrics, WeightedMean
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_loss_and_metrics_neither_wait_for_the_device_nor_differ_from_the_cpu() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 5, 33, 40), torch.randint(0, 5, (2, 33, 40))
+    target[:, :4] = 255
+    expected = SegmentationMetrics(5)
+    expected.update(logits.argmax(1), target)
+    metrics, mean = SegmentationMetrics(5).cuda(), WeightedMean().cuda()
+    on_device, there = logits.cuda(), target.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        metrics.update(on_device.max(1).indices, there)
+        loss = cross_entropy(on_device, there)
+        mean.update(loss, (there != 255).sum())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(metrics.counts.cpu(), expected.counts)
+    torch.testing.assert_close(mean.compute().cpu(), cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_every_precision_trains(precision: str, tmp_path: Path) -> None:
+    words = ["--model.network=lightning_seg.networks.LRASPP", "--model.channels_last=true"]
+    words += ["--model.network.encoder=mobilenetv3_small_050", "--trainer.max_steps=4"]
+    words += ["--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.logger=false"]
+    words += [f"--trainer.precision={precision}", f"--trainer.default_root_dir={tmp_path}"]
+    run = cli.main(["fit", *words, "--data.train_size=32", "--data.val_size=4"])
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+    assert run.trainer.callback_metrics["val/miou"].isfinite()
