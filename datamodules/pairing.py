@@ -144,30 +144,29 @@ class FolderLayout:
     def _listed(self, path: Path) -> Pairs:
         lines = read_lines(path)
         rows = [self._two_files(line) for line in lines]
-        if lines and all(rows):
-            listed = [(_id(image, self.root), image, mask) for row in rows for image, mask in row]
+        pairs = [row for row in rows if row is not None]
+        if len(pairs) == len(lines):
+            listed = [(_id(image, self.root), image, mask) for image, mask in pairs]
+            absent = [str(file) for row in pairs for file in row if not file.is_file()]
+            if absent:
+                raise DataError(f"{path} names files that do not exist: {some(absent)}")
         else:
             known = self._index(self.root / self.images, self.root / self.masks)
             listed = [self._known(line, known, path) for line in lines]
-        twice = [
-            name for name, times in Counter(name for name, _, _ in listed).items() if times > 1
-        ]
-        if twice:
+        count = Counter(name for name, _, _ in listed)
+        if twice := [name for name, times in count.items() if times > 1]:
             raise DataError(f"{path} names {some(twice)} more than once")
         return Pairs(
             {name: image for name, image, _ in listed}, {name: mask for name, _, mask in listed}
         )
 
-    def _two_files(self, line: str) -> list[tuple[Path, Path]]:
-        """Read a line as an image's and a mask's path; nothing where it is not that."""
+    def _two_files(self, line: str) -> tuple[Path, Path] | None:
+        """Read a line as an image's and a mask's path; None where it is not that."""
         for separator in (",", "\t", None):
             words = [word.strip() for word in line.split(separator)]
             if len(words) == 2 and all(map(is_image, words)):
-                image, mask = (self._place(word) for word in words)
-                if absent := [str(file) for file in (image, mask) if not file.is_file()]:
-                    raise DataError(f"a list names files that do not exist: {some(absent)}")
-                return [(image, mask)]
-        return []
+                return self._place(words[0]), self._place(words[1])
+        return None
 
     def _known(self, line: str, known: Pairs, path: Path) -> tuple[str, Path, Path]:
         """Find what a line that is an id or an image's path stands for."""
@@ -194,9 +193,10 @@ class FolderLayout:
         images, masks = self.root / self.images, self.root / self.masks
         if not images.is_dir():
             return Pairs({}, {})
-        if inner := sorted(path.name for path in images.iterdir() if path.is_dir()):
+        folders = sorted(path.name for path in images.iterdir() if path.is_dir())
+        if any(name.lower().startswith(("train", "val", "test")) for name in folders):
             raise DataError(
-                f"{images} has the subfolders {some(inner)}, but none is called "
+                f"{images} has the subfolders {some(folders)}, but none is called "
                 f"{' or '.join(self.splits.values())}: name the splits (options: --data.train, "
                 "--data.val)"
             )

@@ -61,6 +61,8 @@ def explain(message: str, words: Sequence[str]) -> str:
         message: The library's message.
         words: The command line, in which the configuration files are looked up.
     """
+    # what PyYAML calls a file that was read for it
+    message = message.replace('"<unicode string>"', " or ".join(map(str, _files(words))))
     lines = [
         line.strip(" -") for line in message.splitlines() if not _NOISE.match(line.strip(" -"))
     ]
@@ -89,14 +91,18 @@ def _options_of(class_path: str) -> list[str]:
     return sorted({option.partition(".")[0] for option in added})
 
 
+def _files(words: Sequence[str]) -> list[Path]:
+    """Return the configuration files on a command line, also of `--config=FILE`."""
+    named = [Path(word.rpartition("=")[2]) for word in words]
+    return [file for file in named if file.suffix in (".yaml", ".yml", ".json") and file.is_file()]
+
+
 def _find(key: str, words: Sequence[str]) -> list[str]:
     """Return `file, line n` of every configuration file on the command line that has the key."""
-    files = [Path(word) for word in words if word.endswith((".yaml", ".yml", ".json"))]
     pattern = re.compile(rf'^\s*"?{re.escape(key)}"?\s*:')
     return [
         f"{file}, line {number}"
-        for file in files
-        if file.is_file()
+        for file in _files(words)
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
         if pattern.match(line)
     ]

@@ -265,6 +265,16 @@ def test_an_unknown_key_is_found_in_its_file(
     assert "did you mean precision" in message
 
 
+def test_a_file_that_is_no_yaml_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("trainer: [1,\n")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", f"--config={path}"])
+    assert str(path) in capsys.readouterr().err
+
+
 def test_an_unknown_encoder_suggests_one(small: list[str]) -> None:
     run = subprocess.run(
         [sys.executable, "cli.py", "fit", *small, LRASPP_NAMED, "--model.network.encoder=resnet5O"],
