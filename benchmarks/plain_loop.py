@@ -1,7 +1,7 @@
 """The same training, once as a plain PyTorch loop and once with this project's module, in turn.
 
-    PYTHONPATH=. python benchmarks/plain_loop.py --epochs 12      # CamVid beside the repository, two cores
-    PYTHONPATH=. python benchmarks/plain_loop.py --steps 50       # weights after 50 steps of both
+    python benchmarks/plain_loop.py --epochs 12      # CamVid beside the repository, two cores
+    python benchmarks/plain_loop.py --steps 50       # weights after 50 steps of both
 
 Both see the same images in the same order with the same augmentation and start from the same
 weights, so what differs is the framework. Each epoch of the one is followed by the same epoch of
