@@ -113,19 +113,22 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             "fit": ("train", "val"),
             "validate": ("val",),
             "test": ("test",),
-            "predict": () if self.predict is not None else ("test",),
+            "predict": (),
         }
         for split in needed[stage]:
             if split not in self._sources:
                 self._sources[split] = self.source(split)
-                if len(self._sources[split]) == 0:
-                    raise DataError(f"split {split!r} of {type(self).__name__} has no images")
         if stage == "predict":
-            self._sources["predict"] = (
-                FileSource(find_images(self.predict))
-                if self.predict is not None
-                else self._sources["test"]
-            )
+            self._sources["predict"] = self.predict_source()
+        for name, source in self._sources.items():
+            if len(source) == 0:
+                raise DataError(f"split {name!r} of {type(self).__name__} has no images")
+
+    def predict_source(self) -> Source:
+        """Return the images to predict: those of the option, else the test split's."""
+        if self.predict is None:
+            return self.source("test")
+        return FileSource(find_images(self.predict))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; an incomplete last one is dropped."""

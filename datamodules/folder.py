@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import SegmentationDataModule, Split
-from datamodules.dataset import FileSource
+from datamodules.dataset import FileSource, Source
 from datamodules.errors import DataError, some
 from datamodules.files import read_mask
 from datamodules.labels import VOID, MaskDecoder, UnknownValues, read_color_map
@@ -127,6 +127,11 @@ class FolderDataModule(SegmentationDataModule):
         source = FileSource(pairs.images, pairs.masks, self.decoder)
         self._try_some(source)
         return source
+
+    def predict_source(self) -> Source:
+        """Return the images to predict; those of a test folder need no masks."""
+        images = self.layout.images_without_masks("test") if self.predict is None else None
+        return super().predict_source() if images is None else FileSource(images)
 
     def _decode_colors(
         self,

@@ -81,6 +81,13 @@ class FolderLayout:
             )
         return found
 
+    def images_without_masks(self, split: str) -> dict[str, Path] | None:
+        """Return a split's images by id where it has a folder of them and no mask folder."""
+        for images, masks in self._subfolders(split):
+            if images.is_dir() and not masks.is_dir():
+                return by_stem(list_images(images), images, self.image_suffix)
+        return None
+
     def mask_files(self) -> list[Path]:
         """Return every file in any mask folder."""
         folders = [self.root / self.masks, *sorted(self.root.glob(f"*/{self.masks}"))]

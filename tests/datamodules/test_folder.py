@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,16 @@ def test_colour_coded_masks(write_dataset, tmp_path: Path) -> None:
 def test_class_names_must_fit_the_classes(write_dataset) -> None:
     with pytest.raises(DataError, match=r"3 classes, but .*class_names.*2"):
         opened(write_dataset({"train": 1}), class_names=["a", "b"])
+
+
+def test_a_test_folder_without_masks_can_be_predicted(write_dataset) -> None:
+    root = write_dataset({"train": 1, "val": 1, "test": 2})
+    shutil.rmtree(root / "masks/test")
+    module = opened(root)
+    module.setup("predict")
+    batches = list(module.predict_dataloader())
+    assert [batch["id"] for batch in batches] == [["test_0"], ["test_1"]]
+    assert "mask" not in batches[0]
 
 
 def test_grey_images_and_other_file_types(write_dataset) -> None:
