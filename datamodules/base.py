@@ -118,7 +118,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         for split in needed[stage]:
             if split not in self._sources:
                 self._sources[split] = self.source(split)
-        if stage == "predict":
+        if stage == "predict" and "predict" not in self._sources:
             self._sources["predict"] = self.predict_source()
         for name, source in self._sources.items():
             if len(source) == 0:

@@ -30,7 +30,8 @@ class FolderDataModule(SegmentationDataModule):
     Where there are both a subfolder and `train.txt`, the subfolder counts; `--data.train train.txt`
     asks for the list. A line of a list file is an id (`a/b` for `images/a/b.jpg`) or an image's
     path, or an image's and a mask's path, relative to the root or absolute, with a comma or white
-    space between them. A missing test split is replaced by the validation split.
+    space between them. A test split that is missing and was not named is replaced by
+    the validation split.
 
     The classes are given by one of `num_classes` (stored values 0, 1, ...), `mask_values` and
     `color_map`.

@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_seg.errors import SetupError
+from lightning_seg.methods.checkpoints import NO_PRETRAINING
 
 # Lightning's own use of torch's pytree, said on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -116,7 +117,7 @@ def forget_pretraining(config: Namespace) -> None:
     """
     if config.get("ckpt_path") is None:
         return
-    for name, nothing in {"weights": None, "pretrained": False}.items():
+    for name, nothing in NO_PRETRAINING.items():
         key = f"model.init_args.network.init_args.{name}"
         if key in config:
             config[key] = nothing

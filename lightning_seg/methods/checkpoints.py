@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lightning_seg.errors import SetupError
 
+NO_PRETRAINING = {"weights": None, "pretrained": False}
+"""A network's arguments where a checkpoint brings the weights: neither file nor download."""
+
 
 class RandomState:
     """Captures torch's generators on every process, and restores each process's own later."""
@@ -76,9 +79,9 @@ def keep_what_a_checkpoint_needs(arguments: MutableMapping[str, Any]) -> None:
         del arguments[name]
     network = arguments.get("network")
     if network and "init_args" in network:
-        unneeded = {"weights": None, "pretrained": False}
-        known = {name: value for name, value in unneeded.items() if name in network["init_args"]}
-        arguments["network"] = {**network, "init_args": {**network["init_args"], **known}}
+        given = network["init_args"]
+        changed = {name: nothing for name, nothing in NO_PRETRAINING.items() if name in given}
+        arguments["network"] = {**network, "init_args": {**given, **changed}}
 
 
 def _is_plain(value: object) -> bool:

@@ -65,6 +65,16 @@ def test_prediction_takes_photographs_of_many_sizes(tmp_path: Path) -> None:
     assert sizes((8, 8), (8, 9)) == [1, 1]
 
 
+def test_setup_looks_for_the_images_once(tmp_path: Path) -> None:
+    """The command sets the data up before the trainer does."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    module = SyntheticScenesDataModule(predict=str(tmp_path), num_workers=0)
+    module.setup("predict")
+    (tmp_path / "a.png").unlink()
+    module.setup("predict")
+    assert len(module.predict_dataloader().dataset) == 1
+
+
 def test_scales_are_uniform_between_the_limits() -> None:
     """The part of a large crop that is not padding tells the factor."""
     image = np.zeros((64, 64, 3), np.uint8)
