@@ -1,12 +1,13 @@
-"""The command: `python cli.py {fit,validate,test,predict} -c configs/...yaml`."""
+"""The command: `python cli.py {check,fit,validate,test,predict} -c configs/...yaml`."""
 
 from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from datamodules import DataError, SegmentationDataModule
+from datamodules import DataError, SegmentationDataModule, scan
 from lightning_seg import SegmentationModule
 from lightning_seg.callbacks import IoUTable, LoggedConfig, PredictionWriter
+from lightning_seg.check import unless_check
 from lightning_seg.command import ReadableParser, forget_pretraining, told_plainly
 
 
@@ -45,7 +46,7 @@ def main(args: ArgsType = None) -> SegmentationCLI:
         seed_everything_default=0,
         parser_class=ReadableParser,
         save_config_callback=LoggedConfig,
-        args=args,
+        args=unless_check(args, SegmentationDataModule, scan),
     )
 
 

@@ -1,15 +1,29 @@
 """Files on disk become batches: one LightningDataModule per kind of dataset."""
 
+from datamodules.ade20k import ADE20KDataModule
 from datamodules.base import SegmentationDataModule
 from datamodules.camvid import CamVidDataModule
+from datamodules.check import scan
+from datamodules.cityscapes import CityscapesDataModule
+from datamodules.coco_stuff import COCOStuffDataModule
 from datamodules.errors import DataError
 from datamodules.folder import FolderDataModule
+from datamodules.shards import UnlabeledShards
 from datamodules.synthetic_scenes import SyntheticScenesDataModule
+from datamodules.voc import VOCDataModule
+from datamodules.weizmann_horse import WeizmannHorseDataModule
 
 __all__ = [
+    "ADE20KDataModule",
+    "COCOStuffDataModule",
     "CamVidDataModule",
+    "CityscapesDataModule",
     "DataError",
     "FolderDataModule",
     "SegmentationDataModule",
     "SyntheticScenesDataModule",
+    "UnlabeledShards",
+    "VOCDataModule",
+    "WeizmannHorseDataModule",
+    "scan",
 ]

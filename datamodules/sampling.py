@@ -8,12 +8,11 @@ workers, differs between epochs and ranks, repeats with the seed, and can be ent
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sized
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
+from numpy.typing import NDArray
 from torch.utils.data.distributed import DistributedSampler
 
 
@@ -40,19 +39,35 @@ class KeySampler(DistributedSampler[SampleKey]):
             set in order, without augmentation.
         rank: This process, in [0, num_replicas).
         num_replicas: Number of processes.
+        length: Keys of this rank per epoch; None takes one pass over the set.
+        stream: Number of the stream: streams of one seed differ.
 
-    Each rank gets ceil(n / num_replicas) keys. Training fills up with the first of the order,
-    evaluation with keys that do not count.
+    Without a `length` each rank gets ceil(n / num_replicas) keys. Training fills up with the first
+    of the order, evaluation with keys that do not count.
+
+    With a `length` the ranks share an endless sequence of passes over the set, each in an order
+    of its own, and an epoch goes on where the one before it ended: as many passes as it takes, or
+    part of one.
     """
 
     def __init__(
-        self, dataset: Sized, seed: int, shuffle: bool, rank: int = 0, num_replicas: int = 1
+        self,
+        dataset: Sized,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        num_replicas: int = 1,
+        length: int | None = None,
+        stream: int = 0,
     ) -> None:
         self.size = len(dataset)
         self.seed = seed
         self.shuffle = shuffle
         self.rank = rank
         self.num_replicas = num_replicas
+        self.length = length
+        self.stream = stream
+        self._order: tuple[int, NDArray[np.int64]] | None = None
         self.begin(epoch=0)
 
     def begin(self, epoch: int, skip: int = 0) -> None:
@@ -64,67 +79,29 @@ class KeySampler(DistributedSampler[SampleKey]):
         """Do nothing: Lightning miscounts epochs after a resume, the loader counts them itself."""
 
     def __len__(self) -> int:
-        return math.ceil(self.size / self.num_replicas)
+        return math.ceil(self.size / self.num_replicas) if self.length is None else self.length
 
     def __iter__(self) -> Iterator[SampleKey]:
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        else:
-            order = np.arange(self.size)
         start, self._skip = self._skip, 0
         for position in range(start, len(self)):
-            place = position * self.num_replicas + self.rank
-            number = int(order[place % self.size])
-            if self.shuffle:
-                entropy = (self.seed, self.epoch, place)
-                seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-                yield SampleKey(number, seed)
+            step = position * self.num_replicas + self.rank
+            if not self.shuffle:
+                yield SampleKey(step % self.size, counted=step < self.size)
+                continue
+            if self.length is None:
+                turn, place = self.epoch, step % self.size
             else:
-                yield SampleKey(number, counted=place < self.size)
+                before = self.epoch * self.length * self.num_replicas
+                turn, place = divmod(before + step, self.size)
+            yield SampleKey(int(self._shuffled(turn)[place]), self._draw(self.epoch, step))
 
+    def _shuffled(self, turn: int) -> NDArray[np.int64]:
+        """Return the order of one pass over the set."""
+        if self._order is None or self._order[0] != turn:
+            rng = np.random.default_rng((self.seed, self.stream, turn))
+            self._order = turn, rng.permutation(self.size)
+        return self._order[1]
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that counts its epochs and continues in the middle of one.
-
-    Every iteration is an epoch of its own order and augmentation. Lightning stores the state in
-    each checkpoint and restores it before training goes on; what was seen is not loaded again.
-
-    Attributes:
-        epoch: The epoch of the next or running iteration.
-        epoch_length: Tells how many batches the trainer takes from an epoch.
-    """
-
-    epoch = 0
-    epoch_length: Callable[[], int]
-    _seen = 0
-    _running = False
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: nothing is drawn before the first batch is asked for, when a checkpoint's
-        # state has been restored.
-        if self._running or self._seen >= self.epoch_length():
-            self.epoch += 1
-            self._seen = 0
-        self._running = True
-        if isinstance(self.sampler, KeySampler):
-            self.sampler.begin(self.epoch, skip=self._seen * (self.batch_size or 1))
-        for batch in super().__iter__():
-            self._seen += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch, and how many of its batches were handed out."""
-        return {"epoch": self.epoch, "seen": self._seen}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next iteration begin behind the batches that were handed out."""
-        self.epoch, self._seen = state["epoch"], state["seen"]
-        self._running = False
-
-
-def own_generator(seed: int) -> torch.Generator:
-    """Give a loader its own source of worker seeds, so that it draws nothing from the global one.
-
-    Else a run that stops and resumes would build one loader more and see other dropout masks.
-    """
-    return torch.Generator().manual_seed(seed)
+    def _draw(self, epoch: int, step: int) -> int:
+        entropy = (self.seed, self.stream, epoch, step)
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.base import SegmentationDataModule, Split
-from datamodules.dataset import Example
 from datamodules.errors import DataError
 from datamodules.labels import VOID
+from datamodules.sources import Example, Source
 
 PALETTE = {
     "sky": [135, 190, 235],
@@ -83,7 +83,7 @@ class SyntheticScenesDataModule(SegmentationDataModule):
         return SceneSource(split, self.sizes[split], self.image_size, self.scene_seed)
 
 
-class SceneSource:
+class SceneSource(Source):
     """Scenes of one split by index.
 
     Args:
@@ -99,11 +99,13 @@ class SceneSource:
         self.image_size = image_size
         self.seed = seed
 
-    def __len__(self) -> int:
-        return self.size
+    @property
+    def ids(self) -> list[str]:
+        """`train_00000`, `train_00001`, ..."""
+        return [f"{self.split}_{index:05d}" for index in range(self.size)]
 
-    def __getitem__(self, index: int) -> Example:
-        """Draw a scene."""
+    def read(self, index: int, reduce: int = 1) -> Example:
+        """Draw a scene, always at its full size."""
         rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index))
         image, mask = draw_scene(rng, self.image_size)
         return Example(f"{self.split}_{index:05d}", image, mask)

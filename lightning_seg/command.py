@@ -47,6 +47,13 @@ class ReadableParser(LightningArgumentParser):
         self._words = sys.argv[1:] if args is None else list(args)
         return super().parse_args(args, **options)
 
+    def add_subcommands(self, *args: Any, **options: Any) -> Any:
+        """Begin with `check`, which the help must name; `lightning_seg.check` runs it."""
+        subcommands = super().add_subcommands(*args, **options)
+        about = "Read the whole dataset once: what it holds, and what is wrong with it."
+        subcommands.add_subcommand("check", ReadableParser(), help=about)
+        return subcommands
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what matters of an error and leave."""
         if not self.exit_on_error:

@@ -1,11 +1,18 @@
-"""Class ids as colours."""
+"""Class ids as colours, and a dataset at a glance: a chart of its classes, a sheet of examples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]
+"""An id, an (H, W, 3) RGB image, and its (H, W) class ids or None."""
 
 
 def color_table(
@@ -49,3 +56,169 @@ def overlay(
     """
     mixed = image * (1 - opacity) + table[labels] * opacity
     return np.where((labels == 255)[..., None], image, mixed.round()).astype(np.uint8)
+
+
+def share_chart(
+    path: Path,
+    class_names: Sequence[str],
+    shares: Mapping[str, NDArray[np.float64]],
+    table: NDArray[np.uint8],
+) -> None:
+    """Draw the classes' shares of the pixels, the largest first, as a PNG.
+
+    The first split gets bars in the classes' colours, the others a mark each. The axis is
+    logarithmic where shares lie more than a factor of 100 apart.
+
+    Args:
+        path: Where the picture goes.
+        class_names: One per class.
+        shares: For each split (C,) numbers in [0, 1]; classes that are absent have 0.
+        table: (256, 3) colours, see `color_table`.
+    """
+    from matplotlib.figure import Figure  # only to draw; not pyplot, which has global state
+    from matplotlib.patches import Patch
+
+    values = {name: 100 * np.asarray(each) for name, each in shares.items()}
+    first, *others = values
+    order = np.argsort(-values[first], kind="stable")
+    panels = -(-len(order) // 60)
+    rows = -(-len(order) // panels)
+    positive = np.concatenate([each[each > 0] for each in values.values()])
+    low, high = (positive.min(), positive.max()) if len(positive) else (1, 1)
+    logarithmic = bool(high > 100 * low)
+    limits = (10 ** np.floor(np.log10(low / 1.5)), 1.4 * high) if logarithmic else (0, 1.05 * high)
+    width = 8 if panels == 1 else 5.6 * panels
+    figure = Figure(figsize=(width, 0.21 * rows + 1.4), dpi=110, layout="constrained")
+    marks: list[Any] = []
+    for panel, axes in enumerate(figure.subplots(1, panels, squeeze=False)[0]):
+        chosen = order[panel * rows : (panel + 1) * rows]
+        places = np.arange(len(chosen))
+        bars = values[first][chosen]
+        # the outline, because white classes would vanish
+        axes.barh(places, bars, 0.72, color=table[chosen] / 255, edgecolor="0.35", linewidth=0.5)
+        marks = [
+            axes.plot(values[name][chosen], places, mark, color="k", mfc="w", ms=4.5, label=name)[0]
+            for name, mark in zip(others, "o^sD", strict=False)
+        ]
+        # the limits first: the scale would look for some in a panel of absent classes
+        axes.set(xlim=limits, xscale="log" if logarithmic else "linear", ylim=(rows - 0.4, -0.6))
+        axes.set_yticks(places, [class_names[index] for index in chosen], parse_math=False)
+        axes.tick_params(axis="y", length=0, labelsize=9)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("% of the pixels")
+        axes.set_axisbelow(True)
+        axes.grid(axis="x", color="0.88")
+        axes.spines[["top", "right"]].set_visible(False)
+        for place, share in zip(places, bars, strict=True):
+            said = f"{share:.3g}" if share > 0 else "absent"
+            at = axes.get_yaxis_transform()  # beside the frame, at the bar's height
+            axes.text(1.01, place, said, transform=at, va="center", fontsize=8, color="0.25")
+    if others:
+        handles = [
+            Patch(facecolor="0.7", edgecolor="0.35", label=f"{first} (bars, numbers)"),
+            *marks,
+        ]
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font has not
+        figure.savefig(path, format="png")
+
+
+def contact_sheet(
+    groups: Mapping[str, Sequence[Picture]],
+    class_names: Sequence[str],
+    table: NDArray[np.uint8],
+    columns: int = 4,
+) -> Image.Image:
+    """Lay out images beside their overlays, under a heading for each group; below, the colours.
+
+    Args:
+        groups: Pictures by heading; at least one picture.
+        class_names: One per class.
+        table: (256, 3) colours, see `color_table`.
+        columns: Pictures in a row.
+
+    Returns:
+        An RGB picture, 1800 pixels wide with four columns.
+    """
+    shown = [picture for pictures in groups.values() for picture in pictures]
+    shape = np.median([image.shape[0] / image.shape[1] for _, image, _ in shown])
+    width, gap = 216, 12
+    height = round(width * float(np.clip(shape, 0.4, 1.6)))
+    step_x, step_y = 2 * width + 2 + gap, height + 18 + gap
+    font, bold = _font("DejaVuSans.ttf", 12), _font("DejaVuSans-Bold.ttf", 15)
+    legend = _legend(shown, class_names)
+    legend_columns = max(1, (columns * step_x - gap) // 200)
+    rows = sum(-(-len(pictures) // columns) for pictures in groups.values())
+    total = 30 * len(groups) + rows * step_y + 18 * -(-len(legend) // legend_columns) + 24
+    sheet = Image.new("RGB", (columns * step_x + gap, total + 2 * gap), (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    top = gap
+    for heading, pictures in groups.items():
+        draw.text((gap, top), heading, (0, 0, 0), bold)
+        top += 30
+        for number, (name, image, labels) in enumerate(pictures):
+            x, y = gap + number % columns * step_x, top + number // columns * step_y
+            halves = [image] if labels is None else [image, overlay(image, labels, table, 0.6)]
+            for half, picture in enumerate(halves):
+                fitted = _fit(picture, (width, height))
+                sheet.paste(fitted, (x + half * (width + 2), y))
+            draw.text((x, y + height + 2), _shortened(name, font, 2 * width), (60, 60, 60), font)
+        top += -(-len(pictures) // columns) * step_y
+    for number, (index, name) in enumerate(legend):
+        x, y = gap + number % legend_columns * 200, top + number // legend_columns * 18
+        if index is not None:
+            color = tuple(table[index].tolist())
+            draw.rectangle((x, y + 2, x + 20, y + 13), color, (90, 90, 90))
+        draw.text((x + 26, y), _shortened(name, font, 168), (0, 0, 0), font)
+    return sheet
+
+
+def _legend(
+    shown: Sequence[Picture], class_names: Sequence[str], at_most: int = 80
+) -> list[tuple[int | None, str]]:
+    """Return ids and names of all classes, or of the most frequent where there are many."""
+    counts = np.zeros(256, np.int64)
+    for _, _, labels in shown:
+        if labels is not None:
+            counts += np.bincount(labels.ravel(), minlength=256)
+    if not counts.any():
+        return []
+    indices = list(range(len(class_names)))
+    if len(indices) > at_most:
+        kept = np.argsort(-counts[: len(indices)], kind="stable")[:at_most]
+        indices = sorted(index for index in kept.tolist() if counts[index])
+    legend: list[tuple[int | None, str]] = [(index, class_names[index]) for index in indices]
+    if counts[255]:
+        legend.append((None, "void: not tinted"))
+    if (left := int((counts[: len(class_names)] > 0).sum()) - len(indices)) > 0:
+        legend.append((None, f"and {left} more classes"))
+    return legend
+
+
+def _fit(picture: NDArray[np.uint8], box: tuple[int, int]) -> Image.Image:
+    """Scale a picture into a box of width x height, grey where it does not fill it."""
+    scale = min(box[0] / picture.shape[1], box[1] / picture.shape[0])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    fitted = Image.new("RGB", box, (225, 225, 225))
+    place = ((box[0] - size[0]) // 2, (box[1] - size[1]) // 2)
+    fitted.paste(Image.fromarray(picture).resize(size, smooth), place)
+    return fitted
+
+
+def _font(name: str, size: int) -> Any:
+    """Load one of matplotlib's fonts, which has Greek and Cyrillic too."""
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf", name)), size)
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    """Leave out the beginning of a text that is too long: ids differ at their ends."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"…{text}") > width:
+        text = text[1:]
+    return f"…{text}"

@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+
+from datamodules import SegmentationDataModule, UnlabeledShards
+from datamodules.augmentation import PRESETS
+from lightning_seg import SegmentationModule
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,7 +41,7 @@ def bash(script: str, folder: Path) -> None:
 
 
 def test_own_images_in_five_lines(write_dataset, tmp_path: Path) -> None:
-    (script,) = (each for each in blocks("sh") if "folder.yaml" in each)
+    (script,) = (each for each in blocks("sh") if "seg()" in each)
     assert len(script.strip().splitlines()) == 5
     root = write_dataset({"train": 4, "val": 2}, size=(64, 80), values=(0, 1, 2, 3, 4))
     photos = tmp_path / "new images"
@@ -61,6 +67,50 @@ def test_the_composition_parses(tmp_path: Path) -> None:
     text = (tmp_path / "out.yaml").read_text()
     for part in ("/where/camvid/is", "DeepLabV3", "pretrained: true", "WandbLogger", "bf16-mixed"):
         assert part in text
+
+
+def test_the_check_of_ones_own_images(write_dataset, tmp_path: Path) -> None:
+    (script,) = (each for each in blocks("sh") if "cli.py check" in each)
+    root = write_dataset({"train": 4, "val": 2}, values=(0, 1, 2, 3, 4))
+    bash(script.replace("/where/it/is", str(root)), tmp_path)
+    assert {path.name for path in (tmp_path / "runs/check").iterdir()} == {
+        "report.json",
+        "class_shares.png",
+        "contact_sheet.jpg",
+    }
+
+
+def test_the_semi_supervised_command_parses(tmp_path: Path) -> None:
+    (script,) = (each for each in blocks("sh") if "voc.yaml" in each)
+    bash(f"{script.rstrip()} --print_config > out.yaml", tmp_path)
+    data = yaml.safe_load((tmp_path / "out.yaml").read_text())["data"]["init_args"]
+    assert (data["labeled"], data["train"], data["unlabeled_batch_size"]) == ("1/8", "trainaug", 10)
+
+
+def test_the_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
+    shards, deeplab = (yaml.safe_load(each)["data"]["init_args"] for each in blocks("yaml"))
+    assert deeplab["augmentation"] == PRESETS["deeplab"]
+    for name in ("0000", "0999"):
+        (tmp_path / f"{name}.tar").touch()
+    urls = shards["unlabeled"]["init_args"]["urls"]
+    assert urls.endswith("{0000..0999}.tar")
+    shards["unlabeled"]["init_args"]["urls"] = str(tmp_path / "{0000,0999}.tar")
+    (tmp_path / "piece.yaml").write_text(yaml.safe_dump({"data": {"init_args": shards}}))
+    cli = LightningCLI(
+        SegmentationModule,
+        SegmentationDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        run=False,
+        args=[
+            "--model=CrossEntropyModule",
+            "--model.num_classes=8",
+            "--data=SyntheticScenesDataModule",
+            f"--config={tmp_path / 'piece.yaml'}",
+        ],
+    )
+    assert isinstance(cli.datamodule.unlabeled, UnlabeledShards)
+    assert len(cli.datamodule.unlabeled.urls) == 2
 
 
 def test_the_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

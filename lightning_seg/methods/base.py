@@ -287,6 +287,12 @@ class SegmentationModule(L.LightningModule, ABC):
         self._random_state.restore()
 
 
+def labeled_part(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the `labeled` group of a semi-supervised batch; any other batch as it is."""
+    part: dict[str, Any] = batch.get("labeled", batch)
+    return part
+
+
 def _labels(logits: Tensor) -> Tensor:
     """Return the class of the largest logit, (B, C, H, W) -> (B, H, W) int64."""
     return logits.max(dim=1).indices  # argmax(1) takes ten times as long on CPUs

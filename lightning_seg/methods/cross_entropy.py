@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
 from lightning_seg.losses import CrossEntropy
-from lightning_seg.methods.base import SegmentationModule
+from lightning_seg.methods.base import SegmentationModule, labeled_part
 
 
 class CrossEntropyModule(SegmentationModule):
@@ -48,7 +48,8 @@ class CrossEntropyModule(SegmentationModule):
         return loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch, of its labelled images where there are others too."""
+        batch = labeled_part(batch)
         losses = self.supervised_losses(batch)
         self.log_training(losses, batch_size=len(batch["mask"]))
         return losses["loss"]

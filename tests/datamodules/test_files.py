@@ -139,7 +139,7 @@ def test_images_that_differ_only_in_type_keep_it_in_their_id(photos: Path) -> No
 
 
 def test_two_images_of_one_id_are_refused(photos: Path) -> None:
-    with pytest.raises(DataError, match="predict them apart"):
+    with pytest.raises(DataError, match="would both be called"):
         find_images([str(photos / "a.png"), str(photos / "sub" / "a.png")])
 
 

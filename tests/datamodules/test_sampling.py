@@ -4,6 +4,7 @@ import torch
 
 from datamodules import SyntheticScenesDataModule
 from datamodules.sampling import KeySampler
+from datamodules.sources import Source
 
 
 def scenes(**options) -> SyntheticScenesDataModule:
@@ -102,11 +103,10 @@ def test_training_crops_follow_image_and_mask_together() -> None:
     dataset = module.train_dataloader().dataset
     original = dataset.source
 
-    class Painted:
-        def __len__(self) -> int:
-            return len(original)
+    class Painted(Source):
+        ids = original.ids
 
-        def __getitem__(self, index: int):
+        def read(self, index: int, reduce: int = 1):
             example = original[index]
             return example._replace(image=np.repeat(example.mask[..., None], 3, axis=-1))
 
@@ -122,3 +122,41 @@ def test_small_images_are_padded_with_void() -> None:
     batch = next(iter(module.train_dataloader()))
     assert batch["mask"].shape == (4, 64, 64)
     assert (batch["mask"] == 255).sum() >= 4 * (64 * 64 - 32 * 40)
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "length"), [(7, 1, 20), (7, 3, 5), (10, 2, 3), (1, 4, 2)]
+)
+def test_an_endless_stream_is_whole_passes_in_new_orders(
+    size: int, ranks: int, length: int
+) -> None:
+    """Put the ranks' keys of some epochs back in one sequence and cut it into passes."""
+    samplers = [KeySampler(range(size), 0, True, rank, ranks, length) for rank in range(ranks)]
+    keys = []
+    for epoch in range(12):
+        for sampler in samplers:
+            sampler.begin(epoch)
+        columns = [list(sampler) for sampler in samplers]
+        assert {len(column) for column in columns} == {length}
+        keys += [key for row in zip(*columns, strict=True) for key in row]
+    passes = [
+        [key.number for key in keys[first : first + size]]
+        for first in range(0, len(keys) - size + 1, size)
+    ]
+    assert len(passes) >= 7
+    assert all(sorted(each) == list(range(size)) for each in passes)
+    if size > 5:
+        assert len({tuple(each) for each in passes}) == len(passes)
+    assert len({key.seed for key in keys}) == len(keys)
+
+
+def test_streams_of_one_seed_differ() -> None:
+    orders = [[key.number for key in KeySampler(range(50), 0, True, stream=n)] for n in range(3)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_an_endless_stream_can_be_entered_anywhere() -> None:
+    whole, entered = (KeySampler(range(7), 3, True, 1, 2, length=10) for _ in range(2))
+    whole.begin(4)
+    entered.begin(4, skip=6)
+    assert list(entered) == list(whole)[6:]

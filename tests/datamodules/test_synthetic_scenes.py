@@ -53,7 +53,7 @@ def test_water_has_the_colour_of_the_sky() -> None:
     source = SyntheticScenesDataModule(num_workers=0).source("train")
     distances = []
     for index in range(40):
-        _, image, mask = source[index]
+        image, mask = source[index].image, source[index].mask
         if (mask == WATER).sum() > 200:
             distances.append(image[mask == WATER].mean(0) - image[mask == SKY].mean(0))
     assert len(distances) > 10

@@ -1,0 +1,87 @@
+"""Cityscapes (Cordts et al. 2016; arXiv 1604.01685), fine annotations, 19 classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torchvision.datasets import Cityscapes
+
+from datamodules.labels import VOID, MaskDecoder
+from datamodules.official import OfficialDataModule, Origin, pair
+from datamodules.sources import FileSource
+
+CLASSES = sorted(
+    (each for each in Cityscapes.classes if not each.ignore_in_eval), key=lambda each: each.train_id
+)
+# the licence plate, -1, would be stored as 255
+NOT_EVALUATED = [each.id % 256 for each in Cityscapes.classes if each.ignore_in_eval]
+
+ORIGIN = Origin(
+    "Cityscapes",
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (leftImg8bit_trainextra.zip for "
+    "--data.train_extra) from https://www.cityscapes-dataset.com/downloads/",
+    """
+    leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png ...   (and val, train_extra)
+    gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png ...    (and val)
+    """,
+)
+
+
+class CityscapesDataModule(OfficialDataModule):
+    """Streets from a car: 2,975 training and 500 validation images of 2048x1024 pixels.
+
+    Masks store the dataset's 34 ids, of which 19 are classes and the rest is void. Where every
+    image of a split has a file `..._gtFine_labelTrainIds.png` (0..18, void 255), those are read.
+
+    Args:
+        root: The folder with `leftImg8bit` and `gtFine`, or the one that holds it as
+            `cityscapes`.
+        train_extra: Offer the 19,998 images of `leftImg8bit/train_extra` without labels, to
+            methods that use such.
+        loader_options: Passed to `SegmentationDataModule`.
+
+    Raises:
+        DataError: Files are missing.
+    """
+
+    default_crop_size = (512, 1024)
+    default_scale = (0.5, 2.0)
+    origin = ORIGIN
+
+    def __init__(self, root: str, train_extra: bool = False, **loader_options: Any) -> None:
+        super().__init__(root, **loader_options)
+        self.train_extra = train_extra
+
+    @property
+    def class_names(self) -> list[str]:
+        """The 19 names that are evaluated."""
+        return [each.name for each in CLASSES]
+
+    @property
+    def palette(self) -> list[list[int]]:
+        """The official colours."""
+        return [list(each.color) for each in CLASSES]
+
+    def split_files(self, split: Literal["train", "val"]) -> FileSource:
+        """Return a split's files, by ids such as `aachen/aachen_000000_000019`."""
+        home = self._home()
+        images, folder = self._images(split), home / "gtFine" / split
+        masks = ORIGIN.files(folder, "_gtFine_labelTrainIds")
+        decoder = MaskDecoder(range(len(CLASSES)), void=[VOID])
+        if not images.keys() <= masks.keys():
+            masks = ORIGIN.files(folder, "_gtFine_labelIds")
+            decoder = MaskDecoder([each.id for each in CLASSES], void=NOT_EVALUATED)
+        where = f"{home / 'leftImg8bit' / split} and {folder}"
+        pairs = pair(images.keys() | masks.keys(), images, masks, where, self.skip_unpaired)
+        return FileSource(pairs.images, pairs.masks, decoder)
+
+    def extra_images(self) -> dict[str, Path]:
+        """Return the images of `train_extra` by id, where they are asked for."""
+        return self._images("train_extra") if self.train_extra else {}
+
+    def _home(self) -> Path:
+        return ORIGIN.home(self.root, "leftImg8bit", "cityscapes", "Cityscapes")
+
+    def _images(self, split: str) -> dict[str, Path]:
+        return ORIGIN.files(self._home() / "leftImg8bit" / split, "_leftImg8bit")

@@ -1,0 +1,269 @@
+"""Unlabelled images streamed from tar shards: a million images need no million files."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from datamodules.augmentation import Augmentation, StrongView
+from datamodules.dataset import training_item
+from datamodules.errors import DataError
+from datamodules.files import decode_image, is_image
+from datamodules.sources import Example
+
+
+class UnlabeledShards:
+    """Images in WebDataset tar shards: every member whose name ends like an image's.
+
+    Shards are taken in an order that changes with every pass, shared out over ranks and workers;
+    within a shard, images are shuffled in groups. Only one group of encoded images is held in
+    memory. What cannot be decoded is left out, warned of, and counted as `data/skipped`; a shard
+    that breaks off counts once.
+
+    Args:
+        urls: Local paths, globs, or any URL that webdataset opens (`https:`, `s3:`, `pipe:`);
+            braces count: `shards/{000..099}.tar`.
+        size: Number of images in all shards, where an epoch is to be one pass over them.
+        group: How many consecutive images of a shard are shuffled among themselves.
+
+    Raises:
+        DataError: No shards, or webdataset is not installed.
+    """
+
+    def __init__(self, urls: str | list[str], size: int | None = None, group: int = 256) -> None:
+        if group < 1 or (size is not None and size < 1):
+            raise DataError(f"UnlabeledShards: group ({group}) and size ({size}) must be positive")
+        self.urls = _expand(urls)
+        self.size = size
+        self.group = group
+
+    def stream(
+        self,
+        augmentation: Augmentation,
+        strong: StrongView | None,
+        iterations: int,
+        seed: int,
+        rank: int,
+        num_replicas: int,
+        **loader_options: Any,
+    ) -> ShardStream:
+        """Return the batches of one rank.
+
+        Args:
+            augmentation: Applied to every image.
+            strong: Makes a second view.
+            iterations: Batches of an epoch.
+            seed: Of order and augmentation.
+            rank: This process.
+            num_replicas: Number of processes.
+            loader_options: Of the DataLoader.
+        """
+        dataset = _ShardImages(self, augmentation, strong, seed, rank, num_replicas)
+        return ShardStream(dataset, iterations, **loader_options)
+
+
+class _Place(NamedTuple):
+    """Where a worker is: a shard of its own sequence of shards, and a member of that."""
+
+    shard: int = 0
+    member: int = 0
+
+
+class _ShardImages(IterableDataset[dict[str, Any]]):
+    """Endless training items of one worker."""
+
+    def __init__(
+        self,
+        shards: UnlabeledShards,
+        augmentation: Augmentation,
+        strong: StrongView | None,
+        seed: int,
+        rank: int,
+        num_replicas: int,
+    ) -> None:
+        self.shards = shards
+        self.augmentation = augmentation
+        self.strong = strong
+        self.seed = seed
+        self.rank = rank
+        self.num_replicas = num_replicas
+        self.places: dict[int, _Place] = {}
+        self.turn = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        number, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # the loader asks worker 0 first: it plays the one whose turn it was
+        role = (number + self.turn) % workers
+        consumer, consumers = self.rank * workers + role, self.num_replicas * workers
+        place = self.places.get(role, _Place())
+        fruitless = skipped = 0
+        while True:
+            # all consumers walk through one endless sequence of passes over the shards
+            step = place.shard * consumers + consumer
+            found = False
+            for member, name, data in self._members(step, place.member):
+                seed = int(
+                    np.random.SeedSequence((self.seed, 1, step, member)).generate_state(1)[0]
+                )
+                try:
+                    if data is None:
+                        raise DataError(name)
+                    item = self._item(name, data, seed)
+                except DataError as error:
+                    warnings.warn(f"left out of {self._url(step)}: {error}", stacklevel=2)
+                    skipped += 1
+                    continue
+                found = True
+                following = torch.tensor([role, place.shard, member + 1])
+                yield {**item, "skipped": skipped, "place": following}
+                skipped = 0
+            fruitless = 0 if found or place.member else fruitless + 1
+            if fruitless >= len(self.shards.urls):
+                raise DataError(
+                    f"no image could be read from {fruitless} shards, the last of them "
+                    f"{self._url(step)}"
+                )
+            place = _Place(place.shard + 1)
+
+    def _url(self, step: int) -> str:
+        turn, place = divmod(step, len(self.shards.urls))
+        order = np.random.default_rng((self.seed, 1, turn)).permutation(len(self.shards.urls))
+        return self.shards.urls[int(order[place])]
+
+    def _members(self, step: int, first: int) -> Iterator[tuple[int, str, bytes | None]]:
+        """Yield number, name and bytes of a shard's images, shuffled in groups, from a number on.
+
+        Bytes are None, and the name a sentence, where the shard cannot be read on.
+        """
+        members = _read(self._url(step))
+        begin = 0
+        while group := list(islice(members, self.shards.group)):
+            rng = np.random.default_rng((self.seed, 2, step, begin))
+            order = rng.permutation(len(group))
+            for offset, position in enumerate(order):
+                if begin + offset >= first:
+                    yield begin + offset, *group[position]
+            begin += len(group)
+
+    def _item(self, name: str, data: bytes, seed: int) -> dict[str, Any]:
+        drawn = self.augmentation.draw(seed)
+        image = decode_image(data, name)
+        return training_item(
+            Example(name, image, None), seed, drawn, self.augmentation, self.strong
+        )
+
+
+class ShardStream:
+    """Batches of one rank in epochs; a checkpoint holds the place of every worker.
+
+    A run that goes on with as many workers on one process sees just the images that it would
+    have seen; with other numbers, every worker begins at the shard where it was.
+
+    Args:
+        dataset: Endless items.
+        iterations: Batches of an epoch.
+        loader_options: Of the DataLoader.
+    """
+
+    limit: Callable[[], float] = staticmethod(lambda: math.inf)
+
+    def __init__(self, dataset: _ShardImages, iterations: int, **loader_options: Any) -> None:
+        self.dataset = dataset
+        self.iterations = iterations
+        self.loader_options = loader_options
+        self.epoch = 0
+        self._seen = 0
+        self._total = 0
+        self._running = False
+        self._batches: Iterator[dict[str, Any]] | None = None
+        self._places: dict[int, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return self.iterations
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._running or self._seen >= min(len(self), self.limit()):
+            self.epoch += 1
+            self._seen = 0
+        self._running = True
+        if self._batches is None:  # endless: the workers live as long as the stream
+            workers = max(1, self.loader_options["num_workers"])
+            self.dataset.places = {role: _Place(*at) for role, at in self._places.items()}
+            self.dataset.turn = self._total % workers
+            self._batches = iter(DataLoader(self.dataset, **self.loader_options))
+        while self._seen < self.iterations:
+            batch = next(self._batches)
+            for role, shard, member in batch.pop("place").tolist():
+                self._places[role] = (shard, member)
+            self._seen += 1
+            self._total += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, the batches handed out, and every worker's shard and member."""
+        return {
+            "epoch": self.epoch,
+            "seen": self._seen,
+            "total": self._total,
+            "places": dict(self._places),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iteration begin behind the batches that were handed out."""
+        self.epoch, self._seen = state["epoch"], state["seen"]
+        self._total, self._places = state["total"], dict(state["places"])
+        self._running = False
+        self._batches = None
+
+    def close(self) -> None:
+        """End the loader processes; the next iteration goes on where they were."""
+        self._batches = None
+
+
+def _read(url: str) -> Iterator[tuple[str, bytes | None]]:
+    """Yield name and bytes of a shard's images; a sentence and None where it cannot be read on."""
+    from webdataset.tariterators import tar_file_expander, url_opener
+
+    problems: list[str] = []
+
+    def note(error: Exception) -> bool:
+        problems.append(f"the shard cannot be read to its end: {error.args[:1]}")
+        return False
+
+    opened = url_opener([{"url": url}], handler=note)
+    for member in tar_file_expander(opened, handler=note, select_files=is_image, eof_value=None):
+        yield member["fname"], member["data"]
+    for problem in problems:
+        yield problem, None
+
+
+def _expand(urls: str | Sequence[str]) -> list[str]:
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise DataError(
+            "UnlabeledShards needs the package webdataset: pip install 'lightning-seg[shards]'"
+        ) from error
+    found: list[str] = []
+    for each in [urls] if isinstance(urls, str) else urls:
+        for url in expand_urls(each):
+            local = os.path.expanduser(url)  # noqa: PTH111
+            if ":" in url.split("/")[0]:
+                found.append(url)
+            elif matches := sorted(glob.glob(local)):  # noqa: PTH207
+                found += matches
+            else:
+                raise DataError(f"no shards at {url!r} (option: --data.unlabeled)")
+    if not found:
+        raise DataError("UnlabeledShards: no shards are named (option: --data.unlabeled)")
+    return found

@@ -1,0 +1,130 @@
+"""Weizmann horses (Borenstein, Ullman 2002): one horse an image, and what is around it."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from datamodules.base import Split
+from datamodules.cache import DecodedCache
+from datamodules.errors import DataError
+from datamodules.files import image_size
+from datamodules.folder import FolderDataModule
+from datamodules.labels import MaskDecoder
+from datamodules.official import Origin, pair
+from datamodules.sources import Example, FileSource
+
+PALETTE = {"background": [0, 0, 0], "horse": [255, 255, 255]}
+ORIGIN = Origin(
+    "the Weizmann horse database",
+    "weizmann_horse_db.tar.gz from https://www.msri.org/people/members/eranb/",
+    """
+    weizmann_horse_db/
+        rgb/horse001.jpg ...
+        figure_ground/horse001.jpg ...
+    """,
+)
+BLACK = "horse318"
+"""The one whose rgb file is all black."""
+
+TRAIN, VAL = 200, 63
+ASPECT = 0.02
+
+
+class WeizmannHorseDataModule(FolderDataModule):
+    """Two classes, background and horse.
+
+    The database as it was downloaded has no official split: its 327 usable images are divided
+    200/63/64 in an order given by a hash of their names. Its masks are JPEG files, where 128 and
+    above is horse, of a size of their own, to which the images are resized.
+
+    Args:
+        root: The folder `weizmann_horse_db` or the one that holds it; or a folder that
+            `FolderDataModule` reads, such as one with `train`, `val` and `test`, each holding
+            `images` and `masks` of 0 and 1.
+        loader_options: Passed to `FolderDataModule`.
+
+    Raises:
+        DataError: Files are missing, or an image and its mask differ in their proportions.
+    """
+
+    default_crop_size = (224, 224)
+    default_scale = (0.75, 1.5)
+
+    def __init__(self, root: str, **loader_options: Any) -> None:
+        folder = Path(root).expanduser()
+        inner = folder / "weizmann_horse_db"
+        folder = inner if inner.is_dir() else folder
+        super().__init__(str(folder), class_names=list(PALETTE), **loader_options)
+
+    @property
+    def palette(self) -> list[list[int]]:
+        """The colours of the database's masks."""
+        return list(PALETTE.values())
+
+    def source(self, split: Split) -> FileSource:
+        """Pair the files of a split in either layout."""
+        masks_in = self.root / "figure_ground"
+        if masks_in.is_dir():
+            images, masks = ORIGIN.files(self.root / "rgb"), ORIGIN.files(masks_in)
+            where = f"{self.root / 'rgb'} and {masks_in}"
+            pairs = pair(images.keys() | masks.keys(), images, masks, where, self.skip_unpaired)
+            pairs = pairs.only(_divided(pairs.images, split))
+            # nearest to 0 or to 255 is below 128 or not
+            decoder = MaskDecoder([0, 255], unknown_values="nearest")
+            return ResizedSource(pairs.images, pairs.masks, decoder)
+        if not any(self.layout.has(each) for each in self.layout.splits):
+            raise ORIGIN.missing(masks_in if self.root.is_dir() else self.root)
+        return super().source(split)
+
+
+class ResizedSource(FileSource):
+    """Examples whose images take the size of their masks.
+
+    Args:
+        images: Image files by id.
+        masks: Mask files by id.
+        decode: Turns what a mask file stores into class ids; None for examples without labels.
+        cache: Keeps what was decoded.
+    """
+
+    def __init__(
+        self,
+        images: dict[str, Path],
+        masks: dict[str, Path],
+        decode: MaskDecoder | None = None,
+        cache: DecodedCache | None = None,
+    ) -> None:
+        super().__init__(images, masks if decode else None, decode, cache)
+        self.sized = masks
+
+    def without_labels(self) -> ResizedSource:
+        """Return the same images in the same sizes, without their masks."""
+        return ResizedSource(self.images, self.sized, cache=self.cache)
+
+    def _image(self, name: str, reduce: int) -> Example:
+        example = super()._image(name, 1)
+        (height, width), (rows, columns) = example.size, image_size(self.sized[name])
+        if abs(width * rows / (height * columns) - 1) > ASPECT:
+            raise DataError(
+                f"image {self.images[name]} is {width}x{height} pixels (width x height) but mask "
+                f"{self.sized[name]} is {columns}x{rows}; their proportions must agree within "
+                f"{ASPECT:.0%}"
+            )
+        how = cv2.INTER_AREA if rows < height else cv2.INTER_LINEAR
+        resized = cv2.resize(example.image, (columns, rows), interpolation=how)
+        return example._replace(image=resized.astype(np.uint8, copy=False))
+
+
+def _divided(names: dict[str, Path], split: Split) -> list[str]:
+    order = sorted(names.keys() - {BLACK}, key=lambda name: sha256(name.encode()).digest())
+    parts = {
+        "train": order[:TRAIN],
+        "val": order[TRAIN : TRAIN + VAL],
+        "test": order[TRAIN + VAL :],
+    }
+    return sorted(parts[split])

@@ -1,0 +1,201 @@
+"""Unlabelled images out of tar files."""
+
+import io
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import DataError, SyntheticScenesDataModule, UnlabeledShards
+
+pytest.importorskip("webdataset")
+
+
+def write_shards(folder: Path, sizes: tuple[int, ...]) -> None:
+    """Write `{shard}-{number}.png` of one colour each, with a text beside every image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, size in enumerate(sizes):
+        with tarfile.open(folder / f"{shard:03d}.tar", "w") as tar:
+            for number in range(size):
+                buffer = io.BytesIO()
+                Image.new("RGB", (20, 18), (shard, number, 7)).save(buffer, "PNG")
+                add(tar, f"{shard}-{number}.png", buffer.getvalue())
+                add(tar, f"{shard}-{number}.txt", b"a caption")
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def module(shards: UnlabeledShards, **options: object) -> SyntheticScenesDataModule:
+    defaults: dict[str, object] = {
+        "train_size": 4,
+        "val_size": 1,
+        "image_size": (32, 32),
+        "crop_size": 16,
+        "num_workers": 0,
+        "batch_size": 1,
+        "unlabeled_batch_size": 2,
+        "iterations_per_epoch": 8,
+        "seed": 0,
+    }
+    found = SyntheticScenesDataModule(unlabeled=shards, **(defaults | options))
+    found.setup("fit")
+    return found
+
+
+def ids(loader, epochs: int = 1) -> list[str]:
+    return [name for _ in range(epochs) for batch in loader for name in batch["unlabeled"]["id"]]
+
+
+def everything(sizes: tuple[int, ...]) -> set[str]:
+    return {f"{shard}-{number}.png" for shard, size in enumerate(sizes) for number in range(size)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_shows_every_image_once_in_new_orders(tmp_path: Path, workers: int) -> None:
+    sizes = (5, 5, 5, 5)
+    write_shards(tmp_path / "a folder", sizes)
+    shards = UnlabeledShards(str(tmp_path / "a folder/*.tar"), size=20)
+    loader = module(
+        shards, iterations_per_epoch=None, unlabeled_batch_size=5, num_workers=workers
+    ).train_dataloader()
+    assert len(loader) == 4
+    passes = [ids(loader) for _ in range(3)]
+    assert all(set(each) == everything(sizes) for each in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_batches_look_like_other_unlabelled_ones(tmp_path: Path) -> None:
+    write_shards(tmp_path, (6,))
+    loader = module(
+        UnlabeledShards(str(tmp_path / "000.tar")), strong_augmentation="strong", crop_size=24
+    ).train_dataloader()
+    batch = next(iter(loader))["unlabeled"]
+    assert batch["image"].shape == batch["image_strong"].shape == (2, 3, 24, 24)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["valid"].shape == (2, 24, 24)
+    assert set(batch) == {"image", "image_strong", "valid", "id", "skipped"}
+    shown = batch["image"][0, 1][batch["valid"][0]]
+    assert shown.unique().tolist() == [int(batch["id"][0].split("-")[1][:-4])]
+
+
+@pytest.mark.parametrize(("shards", "ranks", "workers"), [(8, 2, 2), (3, 4, 1), (1, 2, 2)])
+def test_ranks_and_workers_share_the_shards(
+    tmp_path: Path, shards: int, ranks: int, workers: int
+) -> None:
+    """Consumers take the shards of one endless sequence in turn, however few shards there are."""
+    write_shards(tmp_path, (2,) * shards)
+    source = UnlabeledShards(str(tmp_path / "*.tar"))
+    augmentation = module(source).augmentation
+    consumers = ranks * workers
+    rounds = 2 * shards  # each consumer reads so many shards
+    counts: Counter[str] = Counter()
+    for rank in range(ranks):
+        stream = source.stream(
+            augmentation,
+            None,
+            iterations=rounds * workers,
+            seed=0,
+            rank=rank,
+            num_replicas=ranks,
+            batch_size=2,
+            num_workers=workers,
+        )
+        counts.update(name for batch in stream for name in batch["id"])
+    assert set(counts) == everything((2,) * shards)
+    assert set(counts.values()) == {rounds * consumers // shards}
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_killed_run_sees_what_it_would_have_seen(tmp_path: Path, workers: int) -> None:
+    write_shards(tmp_path, (5, 3, 7, 4))
+    shards = UnlabeledShards(str(tmp_path / "*.tar"), group=2)
+    options = {"num_workers": workers, "labeled_real_batch_size": workers}
+    straight = ids(module(shards, **options).train_dataloader(), epochs=3)
+    running = module(shards, **options).train_dataloader()
+    ids(running)
+    other = iter(running)
+    for _ in range(3):
+        next(other)
+    state = running.state_dict()
+    resumed = module(shards, **options).train_dataloader()
+    resumed.load_state_dict(state)
+    assert ids(resumed, epochs=2) == straight[22:]
+
+
+def test_corrupt_members_are_skipped_counted_and_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        buffer = io.BytesIO()
+        noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(buffer, "PNG")
+        add(tar, "good.png", buffer.getvalue())
+        add(tar, "cut off.png", buffer.getvalue()[:400])
+        add(tar, "text.jpg", b"no image")
+        add(tar, "fine.png", buffer.getvalue())
+    data = module(UnlabeledShards(str(tmp_path / "0.tar")))
+    with pytest.warns(UserWarning, match="left out of") as told:
+        batches = list(data.train_dataloader())
+    names = {name for batch in batches for name in batch["unlabeled"]["id"]}
+    assert names == {"good.png", "fine.png"}
+    messages = " ".join(str(each.message) for each in told)
+    assert "cut off.png" in messages
+    assert "text.jpg" in messages
+    assert "0.tar" in messages
+    for batch in batches:
+        data.on_before_batch_transfer(batch, 0)
+    # 16 images of a shard with two good and two bad ones
+    assert 12 <= data.skipped <= 16
+
+
+def test_a_shard_that_breaks_off_does_not_end_the_stream(tmp_path: Path) -> None:
+    write_shards(tmp_path, (4, 4))
+    first = tmp_path / "000.tar"
+    first.write_bytes(first.read_bytes()[:2000])
+    (tmp_path / "002.tar").write_bytes(b"no archive" * 200)
+    shards = UnlabeledShards([str(tmp_path / f"00{number}.tar") for number in range(3)])
+    with pytest.warns(UserWarning, match="cannot be read to its end"):
+        names = set(ids(module(shards).train_dataloader()))
+    assert {f"1-{number}.png" for number in range(4)} <= names
+
+
+def test_shards_without_a_readable_image_are_an_error(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "text.jpg", b"no image")
+    loader = module(UnlabeledShards(str(tmp_path / "0.tar"))).train_dataloader()
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(DataError, match="no image could be read"),
+    ):
+        next(iter(loader))
+
+
+def test_urls(tmp_path: Path) -> None:
+    write_shards(tmp_path / "grün", (2, 2, 2))
+    braces = UnlabeledShards(str(tmp_path / "grün/{000..001}.tar"))
+    assert [Path(url).name for url in braces.urls] == ["000.tar", "001.tar"]
+    piped = UnlabeledShards(f"pipe:cat '{tmp_path}/grün/002.tar'")
+    assert set(ids(module(piped).train_dataloader())) == {"2-0.png", "2-1.png"}
+    with pytest.raises(DataError, match=r"no shards at .*nothing"):
+        UnlabeledShards(str(tmp_path / "nothing-*.tar"))
+
+
+def test_without_a_size_the_length_of_an_epoch_must_be_given(tmp_path: Path) -> None:
+    write_shards(tmp_path, (2,))
+    shards = UnlabeledShards(str(tmp_path / "*.tar"))
+    with pytest.raises(DataError, match=r"iterations_per_epoch.*size.*epoch labeled"):
+        module(shards, iterations_per_epoch=None).train_dataloader()
+    assert len(module(shards, iterations_per_epoch=None, epoch="labeled").train_dataloader()) == 4
+
+
+def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    with pytest.raises(DataError, match=r"lightning-seg\[shards\]"):
+        UnlabeledShards(str(tmp_path / "*.tar"))
