@@ -192,7 +192,7 @@ class ADE20KDataModule(OfficialDataModule):
 
     def __init__(self, root: str, **loader_options: Any) -> None:
         super().__init__(root, **loader_options)
-        self.decoder = MaskDecoder(range(1, 151), void=[0])
+        self.decoder = MaskDecoder(range(1, 151), void=[0], fixed=True)
 
     @property
     def class_names(self) -> list[str]:

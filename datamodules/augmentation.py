@@ -1,7 +1,8 @@
 """What happens to a training image: a list of steps, named as YAML names them.
 
 A step is the name of a class, alone or with its arguments: `HorizontalFlip` or
-`{HorizontalFlip: {p: 0.5}}`. `RandomScaleCrop` is ours, every other name is albumentations'.
+`{HorizontalFlip: {p: 0.5}}`. `RandomScaleCrop` is ours, and so is a `HorizontalFlip` behind it;
+every other name is albumentations'.
 Everything random is drawn from the example's own seed.
 """
 
@@ -116,7 +117,11 @@ class Augmentation:
                 )
             self.crop = _make(RandomScaleCrop, {"size": usual.size, "scale": usual.scale, **given})
         self.before = _compose(named[:at])
-        self.after = _compose(named[at + 1 :])
+        rest = named[at + 1 :]
+        self.flip = 0.0
+        if self.crop is not None and rest and rest[0][0] == "HorizontalFlip":
+            self.flip = _make(HorizontalFlip, rest.pop(0)[1]).p
+        self.after = _compose(rest)
 
     def draw(self, seed: int) -> tuple[np.random.Generator, float]:
         """Return the generator of an example and its scale factor, known before it is read."""
@@ -160,11 +165,27 @@ class Augmentation:
             image = place.image(image, reduced)
             mask = None if mask is None else place.mask(mask)
             valid = place.valid() if valid is None else _cut_valid(place, valid)
+            if rng.random() < self.flip:  # views: the flip is done when they are copied
+                image, valid = image[:, ::-1], valid[:, ::-1]
+                mask = None if mask is None else mask[:, ::-1]
         if self.after is not None:
             image, mask, valid = _apply(self.after, image, mask, valid, seed + 1)
         return Augmented(
             image, mask, np.ones(image.shape[:2], np.bool_) if valid is None else valid
         )
+
+
+class HorizontalFlip:
+    """Mirrors left and right behind a `RandomScaleCrop`, where it costs nothing.
+
+    Args:
+        p: Probability, in [0, 1].
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"p must lie in [0, 1], not {p}")
+        self.p = p
 
 
 class StrongView:
@@ -195,7 +216,7 @@ class StrongView:
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Return another view of an (h, w, 3) image."""
         _seed(self.compose, seed)
-        return _rgb(self.compose(image=image)["image"])
+        return _rgb(self.compose(image=np.ascontiguousarray(image))["image"])
 
 
 def _listed(
@@ -293,6 +314,7 @@ def _apply(
         inside[~valid] = 0
     labels = np.full(shape, VOID, np.uint8) if mask is None else mask
     _seed(compose, seed)
+    image = np.ascontiguousarray(image)  # it may be a mirrored view
     result = compose(image=image, mask=np.dstack([labels, inside]))
     inside = result["mask"][..., 1] == _INSIDE
     if mask is not None:

@@ -68,10 +68,10 @@ class CityscapesDataModule(OfficialDataModule):
         home = self._home()
         images, folder = self._images(split), home / "gtFine" / split
         masks = ORIGIN.files(folder, "_gtFine_labelTrainIds")
-        decoder = MaskDecoder(range(len(CLASSES)), void=[VOID])
+        decoder = MaskDecoder(range(len(CLASSES)), void=[VOID], fixed=True)
         if not images.keys() <= masks.keys():
             masks = ORIGIN.files(folder, "_gtFine_labelIds")
-            decoder = MaskDecoder([each.id for each in CLASSES], void=NOT_EVALUATED)
+            decoder = MaskDecoder([each.id for each in CLASSES], void=NOT_EVALUATED, fixed=True)
         where = f"{home / 'leftImg8bit' / split} and {folder}"
         pairs = pair(images.keys() | masks.keys(), images, masks, where, self.skip_unpaired)
         return FileSource(pairs.images, pairs.masks, decoder)

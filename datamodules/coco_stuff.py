@@ -72,7 +72,7 @@ class COCOStuffDataModule(OfficialDataModule):
         super().__init__(root, **loader_options)
         unused = NEVER_USED if num_ids == 171 else set()
         self.stored = [value for value in range(len(NAMES)) if value not in unused]
-        self.decoder = MaskDecoder(self.stored, void=[VOID])
+        self.decoder = MaskDecoder(self.stored, void=[VOID], fixed=True)
 
     @property
     def class_names(self) -> list[str]:

@@ -46,26 +46,19 @@ class Crop(NamedTuple):
         rows, columns = self.inside()
         vertical, high = self._axis(0, rows, image.shape[0], reduced)
         horizontal, wide = self._axis(1, columns, image.shape[1], reduced)
-        part = image[high, wide]
         shape = (columns.stop - columns.start, rows.stop - rows.start)
+        cut = image[high, wide]
         if self.source == self.scaled and reduced == 1:
-            cut = part[: shape[1], : shape[0]]
+            cut = cut[: shape[1], : shape[0]]
         else:
-            to_source = np.array([[horizontal[0], 0, horizontal[1]], [0, vertical[0], vertical[1]]])
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            cut = cv2.warpAffine(
-                np.ascontiguousarray(part),
-                to_source,
-                shape,
-                flags=flags,
-                borderMode=cv2.BORDER_REPLICATE,
+            cut = _warp(cut, horizontal, vertical, shape)
+        if shape != self.size[::-1]:
+            above, below = rows.start, self.size[0] - rows.stop
+            before, behind = columns.start, self.size[1] - columns.stop
+            cut = cv2.copyMakeBorder(
+                cut, above, below, before, behind, cv2.BORDER_CONSTANT, value=PAD_COLOR
             ).astype(np.uint8, copy=False)
-        if shape == self.size[::-1]:
-            return cut
-        padded = np.empty((*self.size, 3), np.uint8)
-        padded[:] = PAD_COLOR
-        padded[rows, columns] = cut
-        return padded
+        return cut
 
     def mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Cut the window out of (H, W) labels: each pixel gets the label below its centre.
@@ -74,7 +67,11 @@ class Crop(NamedTuple):
         the image by half a pixel.
         """
         rows, columns = self.inside()
-        cut = mask[np.ix_(self._nearest(0, rows), self._nearest(1, columns))]
+        # columns first: they lie close together
+        high, wide = self._nearest(0, rows), self._nearest(1, columns)
+        cut: NDArray[np.uint8] = (
+            mask[high[0] : high[-1] + 1].take(wide, axis=1).take(high - high[0], axis=0)
+        )
         if cut.shape == self.size:
             return cut
         padded = np.full(self.size, VOID, np.uint8)
@@ -113,6 +110,24 @@ class Crop(NamedTuple):
         pixels = np.arange(part.start, part.stop) + (self.top, self.left)[axis]
         # floor((pixel + 1/2) * source / scaled), exactly
         return (2 * pixels + 1) * self.source[axis] // (2 * self.scaled[axis])
+
+
+def _warp(
+    image: NDArray[np.uint8],
+    horizontal: tuple[float, float],
+    vertical: tuple[float, float],
+    shape: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """Sample an image at slope * pixel + offset; `shape` is the result's width and height."""
+    to_source = np.array([[horizontal[0], 0, horizontal[1]], [0, vertical[0], vertical[1]]])
+    warped = cv2.warpAffine(
+        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA),  # four channels take a third of three's time
+        to_source,
+        shape,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
 
 
 class RandomScaleCrop:

@@ -105,7 +105,7 @@ def training_item(
         example.image, example.mask, seed, drawn, example.size, example.reduced
     )
     item = _tensors(example.id, image, mask, counted=True)
-    item["valid"] = torch.from_numpy(valid)
+    item["valid"] = torch.from_numpy(np.ascontiguousarray(valid))
     if strong is not None:
         item["image_strong"] = _channels_first(strong(image, seed))
     return item
@@ -116,7 +116,7 @@ def _tensors(
 ) -> dict[str, Any]:
     item: dict[str, Any] = {"image": _channels_first(image), "id": name}
     if mask is not None:
-        item["mask"] = torch.from_numpy(mask.astype(np.int64))
+        item["mask"] = torch.from_numpy(mask.astype(np.int64, order="C"))
         if not counted:
             item["mask"].fill_(VOID)
     return item

@@ -141,7 +141,7 @@ def _decode_fast(data: bytes, reduce: int) -> NDArray[np.uint8] | None:
     """Decode a common file with OpenCV, twice as fast as Pillow; None leaves it to Pillow."""
     try:
         with Image.open(io.BytesIO(data)) as header:
-            form, mode, turned = header.format, header.mode, header.getexif().get(_ORIENTATION, 1)
+            form, mode, turned = header.format, header.mode, _orientation(header, data)
     except Exception:  # Pillow will say what is wrong
         return None
     if turned != 1 or mode not in ("RGB", "L") or form not in ("JPEG", "PNG"):
@@ -205,21 +205,31 @@ def _read_mat(path: Path) -> NDArray[np.integer]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) as `read_image` will, from the header alone."""
+    """Return (height, width) as `read_image` will, without decoding the pixels."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5  # by a quarter
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            turned = _orientation(image, data) >= 5  # by a quarter
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+        raise _undecodable(path, error) from error
 
 
 def is_turned(path: Path) -> bool:
-    """Tell whether a readable image file is to be turned or mirrored before it is looked at."""
+    """Tell whether a readable file is an image to be turned or mirrored before it is looked at."""
     if path.suffix == ".mat":
         return False
-    with Image.open(path) as image:
-        return bool(image.getexif().get(_ORIENTATION, 1) != 1)
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        return _orientation(image, data) != 1
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Return an opened image's EXIF orientation, 1 to 8."""
+    # Pillow would decode a whole PNG to look for EXIF behind its pixels
+    if image.format == "PNG" and b"eXIf" not in data and b"Raw profile" not in data:
+        return 1
+    return int(image.getexif().get(_ORIENTATION, 1))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -238,8 +248,12 @@ def _open(file: Path | io.BytesIO, path: Path | str) -> Image.Image:
             return ImageOps.exif_transpose(image)
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
-        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{path} cannot be read as an image: {reason}") from error
+        raise _undecodable(path, error) from error
+
+
+def _undecodable(path: Path | str, error: Exception) -> DataError:
+    reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
+    return DataError(f"{path} cannot be read as an image: {reason}")
 
 
 def by_stem(files: Iterable[Path], base: Path, suffix: str = "") -> dict[str, Path]:

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +34,7 @@ class MaskDecoder:
         void: Stored values (or RGB colours) that mean "not labelled".
         unknown_values: What to do with a value that is neither: stop, treat it as void, or take
             the nearest value or colour that is known (for masks saved as JPEG).
+        fixed: The classes are the dataset's own: errors name no options for them.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class MaskDecoder:
         colors: Sequence[Sequence[int]] | None = None,
         void: Sequence[int] | Sequence[Sequence[int]] = (),
         unknown_values: UnknownValues = "error",
+        fixed: bool = False,
     ) -> None:
         if (values is None) == (colors is None):
             raise ValueError("give either values or colors")
         self.as_color = colors is not None
         self.unknown_values = unknown_values
+        self.fixed = fixed
         codes = [_code(each) for each in (values if values is not None else colors or ())]
         void_codes = [_code(each) for each in void]
         if not 1 <= len(codes) <= MAX_CLASSES:
@@ -60,6 +64,9 @@ class MaskDecoder:
         self._table = np.full(1 << 24 if self.as_color else 1 << 16, _UNKNOWN, np.int16)
         self._table[void_codes] = VOID
         self._table[codes] = np.arange(len(codes))
+        # the first rows once more, for masks of one byte a pixel
+        self._byte_table = self._table[:256].astype(np.uint8)
+        self._byte_unknown = (self._table[:256] == _UNKNOWN).astype(np.uint8)
         self._known = np.array(codes + void_codes)
         self._expected = f"{some([self._name(code) for code in codes], 12)}" + (
             f" or void {some([self._name(code) for code in void_codes])}" if void_codes else ""
@@ -79,11 +86,15 @@ class MaskDecoder:
             DataError: Colours where values were expected, or a value that is no class.
         """
         if stored.ndim == 3 and not self.as_color:
+            hint = ". Name the colours: --data.color_map FILE with a line `name,r,g,b` per class"
             raise DataError(
                 f"mask {path} is colour-coded (RGB), expected one value per pixel: "
-                f"{self._expected}. Name the colours: --data.color_map FILE with a line "
-                "`name,r,g,b` per class"
+                f"{self._expected}{'' if self.fixed else hint}"
             )
+        if stored.ndim == 2 and stored.dtype == np.uint8 and not self.as_color:
+            stored = np.ascontiguousarray(stored)
+            if not cv2.LUT(stored, self._byte_unknown).any():
+                return cv2.LUT(stored, self._byte_table).astype(np.uint8, copy=False)
         codes = stored if stored.ndim == 2 else stored.astype(np.int32) @ (1 << 16, 1 << 8, 1)
         if codes.min() < 0 or codes.max() >= len(self._table):
             raise DataError(
@@ -119,17 +130,21 @@ class MaskDecoder:
     ) -> str:
         values, counts = np.unique(codes[unknown], return_counts=True)
         row, column = np.argwhere(unknown)[0]
+        found = some([self._name(int(value)) for value in values])
+        told = (
+            f"mask {path} holds {found}, first at row {row}, column {column}, "
+            f"{counts.sum()} of {codes.size} pixels; expected {self._expected}"
+        )
+        if self.fixed:
+            return told
         options = (
             "--data.color_map, --data.void"
             if self.as_color
             else "--data.num_classes, --data.mask_values, --data.void"
         )
-        found = some([self._name(int(value)) for value in values])
         return (
-            f"mask {path} holds {found}, first at row {row}, column {column}, "
-            f"{counts.sum()} of {codes.size} pixels; expected {self._expected} "
-            f"(options: {options}, or --data.unknown_values void to leave such pixels out, nearest "
-            "to round them)"
+            f"{told} (options: {options}, or --data.unknown_values void to leave such pixels out, "
+            "nearest to round them)"
         )
 
     def _name(self, code: int) -> str:

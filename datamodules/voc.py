@@ -101,7 +101,7 @@ class VOCDataModule(OfficialDataModule):
             raise DataError(f"--data.sbd needs --data.train trainaug, not {train}")
         self.train_list = train
         self.sbd = None if sbd is None else Path(sbd).expanduser()
-        self.decoder = MaskDecoder(range(len(PALETTE)), void=[VOID])
+        self.decoder = MaskDecoder(range(len(PALETTE)), void=[VOID], fixed=True)
 
     @property
     def dataset_name(self) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+from hashlib import sha256
 from pathlib import Path
 
 import lightning as L
@@ -34,3 +38,33 @@ class DumpWeights(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = Path(self.folder) / f"rank{trainer.global_rank}.pt"
         torch.save(pl_module.network.state_dict(), path)
+
+
+class RecordBatches(L.Callback):
+    """Writes a line per batch: every group's ids and a digest of its tensors; may kill the run.
+
+    Args:
+        folder: Gets `rank<r>.jsonl`, to which lines are added.
+        kill_at: Number of the batch behind which the process is killed; 0 lets it live.
+    """
+
+    def __init__(self, folder: str, kill_at: int = 0) -> None:
+        self.folder = Path(folder)
+        self.kill_at = kill_at
+        self.count = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        line = {"epoch_batch": batch_idx}
+        for name, group in batch.items():
+            digest = sha256()
+            for key in sorted(group):
+                if isinstance(group[key], torch.Tensor):
+                    digest.update(group[key].contiguous().numpy().tobytes())
+            line[name] = [group["id"], digest.hexdigest()]
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.count += 1
+        if self.count == self.kill_at:
+            # checkpoint callbacks run behind the others
+            trainer.save_checkpoint(self.folder / "killed.ckpt")
+            os.kill(os.getpid(), signal.SIGKILL)
