@@ -180,7 +180,7 @@ class ADE20KDataModule(OfficialDataModule):
 
     Args:
         root: The folder `ADEChallengeData2016`, or the one that holds it.
-        loader_options: Passed to `SegmentationDataModule`.
+        loader_options: Passed to `OfficialDataModule`, which has `train`, and the base class.
 
     Raises:
         DataError: Files are missing.

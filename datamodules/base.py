@@ -98,6 +98,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             follow when a configuration changes the class.
         default_scale: Likewise.
         skip_unpaired: Whether `source` leaves out images without masks and masks without images.
+        trains_on_val: Whether validation images are trained on because somebody asked for it.
         skipped: Number of samples that were left out so far.
     """
 
@@ -105,6 +106,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
     default_crop_size: int | tuple[int, int] = 512
     default_scale: tuple[float, float] = (0.5, 2.0)
     skip_unpaired = False
+    trains_on_val = False
 
     def __init__(
         self,

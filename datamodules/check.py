@@ -145,7 +145,7 @@ def scan(
             _add(split, index, look)
             if progress is not None:
                 progress(name, index + 1, len(source))
-    _judge_copies(report, list(seen.values()))
+    _judge_copies(report, list(seen.values()), data.trains_on_val)
     report.notes += _notes(report, data)
     return report
 
@@ -318,9 +318,9 @@ def _add(split: SplitReport, index: int, look: _Look) -> None:
         split.remarks[remark].append(look.name)
 
 
-def _judge_copies(report: Report, groups: list[list[tuple[str, str]]]) -> None:
+def _judge_copies(report: Report, groups: list[list[tuple[str, str]]], trains_on_val: bool) -> None:
     """Report images that are in two splits: what is trained on must not be scored on."""
-    scored = {"train", "val", "test"}
+    scored = {"val", "test"} if trains_on_val else {"train", "val", "test"}
     within: Counter[str] = Counter()
     for group in groups:
         splits = dict.fromkeys(split for split, _ in group)

@@ -39,7 +39,7 @@ class CityscapesDataModule(OfficialDataModule):
             `cityscapes`.
         train_extra: Offer the 19,998 images of `leftImg8bit/train_extra` without labels, to
             methods that use such.
-        loader_options: Passed to `SegmentationDataModule`.
+        loader_options: Passed to `OfficialDataModule`, which has `train`, and the base class.
 
     Raises:
         DataError: Files are missing.

@@ -58,7 +58,7 @@ class COCOStuffDataModule(OfficialDataModule):
             themselves, the masks in `stuffthingmaps_trainval2017`.
         num_ids: 171 counts the classes that occur, 80 things and 91 stuff, in the order of their
             ids; 182 keeps the ids as they are stored, 11 of which occur nowhere.
-        loader_options: Passed to `SegmentationDataModule`.
+        loader_options: Passed to `OfficialDataModule`, which has `train`, and the base class.
 
     Raises:
         DataError: Files are missing.

@@ -68,6 +68,7 @@ class OfficialDataModule(SegmentationDataModule, ABC):
 
     Args:
         root: The folder of the dataset, or the one that it was unpacked in.
+        train: The split to train on; `trainval` is both, for a test server.
         loader_options: Passed to `SegmentationDataModule`.
 
     Attributes:
@@ -76,9 +77,21 @@ class OfficialDataModule(SegmentationDataModule, ABC):
 
     origin: Origin
 
-    def __init__(self, root: str, **loader_options: Any) -> None:
+    def __init__(
+        self,
+        root: str,
+        train: Literal["train", "trainval", "val"] = "train",
+        **loader_options: Any,
+    ) -> None:
         super().__init__(**loader_options)
         self.root = Path(root).expanduser()
+        self.train = train
+        self.trains_on_val = train in ("val", "trainval")
+
+    @property
+    def dataset_name(self) -> str:
+        """With the training split where that is not `train`: its label splits are its own."""
+        return super().dataset_name + ("" if self.train == "train" else f"_{self.train}")
 
     @abstractmethod
     def split_files(self, split: Literal["train", "val"]) -> FileSource:
@@ -96,7 +109,21 @@ class OfficialDataModule(SegmentationDataModule, ABC):
                 "takes the place of the test split"
             )
             split = "val"
-        return self.split_files(split)
+        if split == "val" or self.train == "train":
+            return self.split_files(split)
+        rank_zero_info("the validation images are trained on: their scores mean nothing")
+        val = self.split_files("val")
+        return val if self.train == "val" else _joined(self.split_files("train"), val)
+
+
+def _joined(first: FileSource, second: FileSource) -> FileSource:
+    assert first.masks is not None
+    assert second.masks is not None
+    assert first.decode is not None
+    assert second.decode is not None
+    if first.decode.fingerprint != second.decode.fingerprint:
+        raise DataError("train and val store their labels in different forms: convert one of them")
+    return FileSource(first.images | second.images, first.masks | second.masks, first.decode)
 
 
 def pair(

@@ -100,6 +100,7 @@ class VOCDataModule(OfficialDataModule):
         if sbd is not None and train != "trainaug":
             raise DataError(f"--data.sbd needs --data.train trainaug, not {train}")
         self.train_list = train
+        self.trains_on_val = train == "trainval"
         self.sbd = None if sbd is None else Path(sbd).expanduser()
         self.decoder = MaskDecoder(range(len(PALETTE)), void=[VOID], fixed=True)
 
