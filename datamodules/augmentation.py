@@ -9,6 +9,7 @@ Everything random is drawn from the example's own seed.
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import random
 import warnings
@@ -87,6 +88,7 @@ class Augmentation:
         scale: Range of factors of a `RandomScaleCrop` that names no `scale`; None takes
             `default_scale`.
         default_scale: Of this kind of data.
+        option: Named in errors.
 
     Raises:
         DataError: An unknown name or argument, with what was probably meant.
@@ -98,41 +100,49 @@ class Augmentation:
         crop_size: tuple[int, int],
         scale: tuple[float, float] | None = None,
         default_scale: tuple[float, float] = (0.5, 2.0),
+        option: str = "--data.augmentation",
     ) -> None:
-        named = [_named(step) for step in _listed(steps, PRESETS, "augmentation")]
+        named = [_named(step, option) for step in _listed(steps, PRESETS, option)]
         places = [place for place, (name, _) in enumerate(named) if name == "RandomScaleCrop"]
         if len(places) > 1:
-            raise DataError("--data.augmentation names RandomScaleCrop more than once")
+            raise DataError(f"{option} names RandomScaleCrop more than once")
         # checked without one too: a wrong option is not to pass unseen
         usual = RandomScaleCrop(crop_size, default_scale if scale is None else scale)
         self.crop: RandomScaleCrop | None = None
         at = len(named)
+        if scale is not None and not places:
+            raise DataError(f"--data.scale says {list(scale)}, but {option} has no RandomScaleCrop")
         if places:
             at = places[0]
             given = named[at][1]
             if scale is not None and "scale" in given:
                 raise DataError(
-                    f"--data.scale says {list(scale)}, the RandomScaleCrop of --data.augmentation "
+                    f"--data.scale says {list(scale)}, the RandomScaleCrop of {option} "
                     f"{list(given['scale'])}: leave one out"
                 )
-            self.crop = _make(RandomScaleCrop, {"size": usual.size, "scale": usual.scale, **given})
-        self.before = _compose(named[:at])
+            self.crop = _make(
+                RandomScaleCrop, {"size": usual.size, "scale": usual.scale, **given}, option
+            )
+        self.before = _compose(named[:at], option)
         rest = named[at + 1 :]
         self.flip = 0.0
         if self.crop is not None and rest and rest[0][0] == "HorizontalFlip":
-            self.flip = _make(HorizontalFlip, rest.pop(0)[1]).p
-        self.after = _compose(rest)
+            self.flip = _make(HorizontalFlip, rest.pop(0)[1], option).p
+        self.after = _compose(rest, option)
 
     def draw(self, seed: int) -> tuple[np.random.Generator, float]:
         """Return the generator of an example and its scale factor, known before it is read."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(_part(seed, 0))
         return rng, 1.0 if self.crop is None else self.crop.factor(rng)
 
     def reduction(self, factor: float) -> int:
-        """Return to which part of its size, 1/1 to 1/8, a JPEG may be decoded for this factor."""
+        """Return to which part of its size, 1/1 to 1/8, a JPEG may be decoded for this factor.
+
+        Only below a half: decoding averages the pixels that plain scaling would skip.
+        """
         if self.before is not None or self.crop is None:
             return 1
-        return next((part for part in (8, 4, 2) if factor * part <= 1), 1)
+        return next((part for part in (8, 4, 2) if factor * part < 1), 1)
 
     def __call__(
         self,
@@ -159,7 +169,8 @@ class Augmentation:
         rng, factor = self.draw(seed) if drawn is None else drawn
         valid = None
         if self.before is not None:
-            image, mask, valid = _apply(self.before, image, mask, None, seed)
+            image, mask, valid = _apply(self.before, image, mask, None, _part(seed, 1))
+            size = None  # the steps may have changed it
         if self.crop is not None:
             place = self.crop.place(rng, size or image.shape[:2], factor)
             image = place.image(image, reduced)
@@ -169,7 +180,7 @@ class Augmentation:
                 image, valid = image[:, ::-1], valid[:, ::-1]
                 mask = None if mask is None else mask[:, ::-1]
         if self.after is not None:
-            image, mask, valid = _apply(self.after, image, mask, valid, seed + 1)
+            image, mask, valid = _apply(self.after, image, mask, valid, _part(seed, 2))
         return Augmented(
             image, mask, np.ones(image.shape[:2], np.bool_) if valid is None else valid
         )
@@ -199,23 +210,24 @@ class StrongView:
     """
 
     def __init__(self, steps: str | Sequence[Step]) -> None:
-        named = [_named(step) for step in _listed(steps, STRONG_PRESETS, "strong_augmentation")]
-        compose = _compose(named)
+        option = "--data.strong_augmentation"
+        named = [_named(step, option) for step in _listed(steps, STRONG_PRESETS, option)]
+        compose = _compose(named, option)
         if compose is None:
-            raise DataError("--data.strong_augmentation is empty")
+            raise DataError(f"{option} is empty")
         self.compose = compose
         import albumentations as A
 
         for step in _leaves(compose):
             if not isinstance(step, A.ImageOnlyTransform):
                 raise DataError(
-                    f"--data.strong_augmentation: {type(step).__name__} moves pixels; the strong "
+                    f"{option}: {type(step).__name__} moves pixels; the strong "
                     "view must lie on the weak one, only pixel-level transforms can stand here"
                 )
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Return another view of an (h, w, 3) image."""
-        _seed(self.compose, seed)
+        _seed(self.compose, _part(seed, 3))
         return _rgb(self.compose(image=np.ascontiguousarray(image))["image"])
 
 
@@ -226,25 +238,23 @@ def _listed(
         return list(steps)
     if steps not in presets:
         raise DataError(
-            f"--data.{option} {steps}: there is no such preset; there are {', '.join(presets)}, or "
+            f"{option} {steps}: there is no such preset; there are {', '.join(presets)}, or "
             "give a list of steps"
         )
     return presets[steps]
 
 
-def _named(step: Step) -> tuple[Any, dict[str, Any]]:
+def _named(step: Step, option: str) -> tuple[Any, dict[str, Any]]:
     """Split a step into its name, or the transform that it is, and its arguments."""
     if isinstance(step, Mapping):
         if len(step) != 1:
-            raise DataError(
-                f"a step of --data.augmentation is one name with its arguments, not {dict(step)}"
-            )
+            raise DataError(f"a step of {option} is one name with its arguments, not {dict(step)}")
         ((name, arguments),) = step.items()
         return str(name), dict(arguments or {})
     return step, {}
 
 
-def _compose(named: Sequence[tuple[Any, dict[str, Any]]]) -> A.Compose | None:
+def _compose(named: Sequence[tuple[Any, dict[str, Any]]], option: str) -> A.Compose | None:
     if not named:
         return None
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network
@@ -260,31 +270,33 @@ def _compose(named: Sequence[tuple[Any, dict[str, Any]]]) -> A.Compose | None:
             known = ["RandomScaleCrop", *(each for each in dir(A) if each[0].isupper())]
             near = difflib.get_close_matches(name, known, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else "see albumentations' list"
-            raise DataError(f"--data.augmentation: there is no step {name!r}; {hint}")
+            raise DataError(f"{option}: there is no step {name!r}; {hint}")
         if issubclass(kind, A.BaseCompose):
-            inner = _compose([_named(step) for step in arguments.pop("transforms", [])])
+            steps_inside = arguments.pop("transforms", [])
+            inner = _compose([_named(step, option) for step in steps_inside], option)
             arguments["transforms"] = [] if inner is None else inner.transforms
-        steps.append(_make(kind, arguments))
-    return A.Compose(steps)
+        steps.append(_make(kind, arguments, option))
+    return A.Compose(steps, additional_targets={"inside": "mask"})
 
 
-def _make(kind: type[Any], arguments: dict[str, Any]) -> Any:
+def _make(kind: type[Any], arguments: dict[str, Any], option: str) -> Any:
     """Create a step; what albumentations only warns of, a wrong argument, is an error."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            return kind(**arguments)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            made = kind(**arguments)
+        problem = next((str(each.message) for each in told if "not valid" in str(each.message)), "")
     except DataError:
         raise
     except Exception as error:
-        import inspect
-
-        accepted = [name for name in inspect.signature(kind).parameters if name != "self"]
-        said = " ".join(str(error).split())
-        raise DataError(
-            f"--data.augmentation: {kind.__name__} does not take {arguments} ({said}); "
-            f"it takes {', '.join(accepted)}"
-        ) from error
+        problem = str(error)
+    if not problem:
+        return made
+    accepted = [name for name in inspect.signature(kind).parameters if name != "self"]
+    raise DataError(
+        f"{option}: {kind.__name__} does not take {arguments} ({' '.join(problem.split())}); "
+        f"it takes {', '.join(accepted)}"
+    )
 
 
 def _leaves(step: Any) -> list[Any]:
@@ -305,21 +317,25 @@ def _apply(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.bool_]]:
     """Apply albumentations with a random state of its own.
 
-    What is not padding travels as a second channel of the mask, so that labels are void wherever
-    a step has filled in, whatever it fills masks with.
+    What is not padding travels as a second mask, so that labels are void wherever a step has
+    filled in, whatever it fills masks with.
     """
-    shape = image.shape[:2]
-    inside = np.full(shape, _INSIDE, np.uint8)
+    masks = {"inside": np.full(image.shape[:2], _INSIDE, np.uint8)}
     if valid is not None:
-        inside[~valid] = 0
-    labels = np.full(shape, VOID, np.uint8) if mask is None else mask
-    _seed(compose, seed)
-    image = np.ascontiguousarray(image)  # it may be a mirrored view
-    result = compose(image=image, mask=np.dstack([labels, inside]))
-    inside = result["mask"][..., 1] == _INSIDE
+        masks["inside"][~valid] = 0
     if mask is not None:
-        mask = np.where(inside, result["mask"][..., 0], VOID).astype(np.uint8)
+        masks["mask"] = np.ascontiguousarray(mask)
+    _seed(compose, seed)
+    result = compose(image=np.ascontiguousarray(image), **masks)  # it may be a mirrored view
+    inside = result["inside"] == _INSIDE
+    if mask is not None:
+        mask = np.where(inside, result["mask"], VOID).astype(np.uint8)
     return _rgb(result["image"]), mask, inside
+
+
+def _part(seed: int, part: int) -> int:
+    """Return the seed of one part of an example's augmentation: no two draw the same numbers."""
+    return int(np.random.SeedSequence((seed, part)).generate_state(1)[0])
 
 
 def _seed(compose: A.Compose, seed: int) -> None:

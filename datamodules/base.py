@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import weakref
@@ -35,7 +36,7 @@ from datamodules.loading import (
 )
 from datamodules.sampling import KeySampler
 from datamodules.shards import UnlabeledShards
-from datamodules.sources import FileSource, Joined, Source, Subset, files
+from datamodules.sources import AllVoid, FileSource, Joined, Source, Subset, files
 from datamodules.splits import LabelSplit, divide
 
 Split = Literal["train", "val", "test"]
@@ -77,20 +78,20 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         stratified: Choose them such that every class appears.
         splits_dir: Where the choice is kept, as
             `<splits_dir>/<dataset>/<amount>/seed<k>/{labeled,unlabeled}.txt`.
-        unlabeled: More images without labels: folders, globs or list files like `predict`, or
-            `UnlabeledShards`.
+        unlabeled: More images without labels: folders, globs or list files like `predict`.
+        unlabeled_shards: Images without labels in tar files; no others are used then.
         unlabeled_batch_size: Unlabelled images per device and step; 0 leaves them out.
         labeled_real_batch_size: Images per device and step of the second labelled stream.
         epoch: What one pass is over, with unlabelled images in the batch.
         unlabeled_augmentation: Like `augmentation`, which None takes.
         strong_augmentation: `strong`, or a list of pixel-level transforms, for a second view
             `image_strong` of unlabelled crops.
-        unlabeled_masks: Give the unlabelled batch its `mask` where there is one, to watch
-            pseudo-labels with, not to train on.
+        unlabeled_masks: Give the unlabelled batch a `mask`, all void for images that never had
+            one, to watch pseudo-labels with, not to train on.
         cache: Folder for decoded images, of which a crop reads its own part only. Much faster for
             large images; takes 4 bytes a pixel.
         on_bad_sample: `raise` stops training at an image or mask that cannot be used; `skip` takes
-            another, warns, and counts `data/skipped`.
+            another, warns, and counts in the batch's `skipped`, which is logged as `data/skipped`.
 
     Attributes:
         ignore_index: The class id of void pixels, 255.
@@ -99,7 +100,6 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         default_scale: Likewise.
         skip_unpaired: Whether `source` leaves out images without masks and masks without images.
         trains_on_val: Whether validation images are trained on because somebody asked for it.
-        skipped: Number of samples that were left out so far.
     """
 
     ignore_index = VOID
@@ -123,7 +123,8 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         split_seed: int = 0,
         stratified: bool = False,
         splits_dir: str = "splits",
-        unlabeled: str | list[str] | UnlabeledShards | None = None,
+        unlabeled: str | list[str] | None = None,
+        unlabeled_shards: UnlabeledShards | None = None,
         unlabeled_batch_size: int = 0,
         labeled_real_batch_size: int = 0,
         epoch: Literal["unlabeled", "labeled"] = "unlabeled",
@@ -149,23 +150,34 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         self.unlabeled_augmentation = (
             self.augmentation
             if unlabeled_augmentation is None
-            else self._augmentation(unlabeled_augmentation, scale)
+            else self._augmentation(unlabeled_augmentation, scale, "--data.unlabeled_augmentation")
         )
         self.strong = None if strong_augmentation is None else StrongView(strong_augmentation)
         workers = min(8, cores()) if num_workers is None else num_workers
         self.num_workers = _at_least("num_workers", workers, 0)
         self.predict = predict
-        self._seed = seed
+        self._seed = None if seed is None else _at_least("seed", seed, 0)
+        if stratified and labeled is None:
+            raise DataError("--data.stratified needs --data.labeled")
+        if unlabeled_batch_size == 0:
+            idle = {
+                "unlabeled": unlabeled,
+                "unlabeled_shards": unlabeled_shards,
+                "unlabeled_augmentation": unlabeled_augmentation,
+                "strong_augmentation": strong_augmentation,
+            }
+            if given := [f"--data.{name}" for name, value in idle.items() if value is not None]:
+                rank_zero_warn(f"{', '.join(given)}: nothing without --data.unlabeled_batch_size")
         self.labeled = labeled
         self.split_seed = _at_least("split_seed", split_seed, 0)
         self.stratified = stratified
         self.splits_dir = Path(splits_dir)
         self.unlabeled = unlabeled
+        self.shards = unlabeled_shards
         self.epoch = epoch
         self.unlabeled_masks = unlabeled_masks
         self.cache = None if cache is None else DecodedCache(Path(cache).expanduser())
         self.on_bad_sample = on_bad_sample
-        self.skipped = 0
         self.split: LabelSplit | None = None
         self._sources: dict[str, Source] = {}
         self._open: list[Callable[[], None]] = []
@@ -246,19 +258,31 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         whole = self._found("train")
         if len(whole) > 0:  # else told by setup
             self.probe(whole)
-        if self.labeled is None:
-            self._sources["train"] = whole
-        else:
-            self.split = divide(
-                whole,
-                self.labeled,
-                self.split_seed,
-                self.splits_dir / self.dataset_name,
-                self.num_classes if self.stratified else None,
+        self.split = self.label_split(whole, store=True)
+        self._sources["train"] = whole if self.split is None else Subset(whole, self.split.labeled)
+        if self.unlabeled_batch_size > 0 and self.shards is None:
+            self._sources[UNLABELED] = self.unlabeled_source(whole, self.split)
+        elif self.unlabeled_batch_size > 0 and (self.split or self.unlabeled):
+            rank_zero_warn(
+                "of the unlabelled images only those in --data.unlabeled_shards are used"
             )
-            self._sources["train"] = Subset(whole, self.split.labeled)
-        if self.unlabeled_batch_size > 0 and not isinstance(self.unlabeled, UnlabeledShards):
-            self._sources[UNLABELED] = self.unlabeled_source(whole)
+
+    def label_split(self, whole: Source, store: bool = False) -> LabelSplit | None:
+        """Divide the training images into those that keep their labels and the others.
+
+        Args:
+            whole: All training examples.
+            store: Keep the lists in `splits_dir`, or take those that are there.
+        """
+        if self.labeled is None:
+            return None
+        return divide(
+            whole,
+            self.labeled,
+            self.split_seed,
+            self.splits_dir / self.dataset_name if store else None,
+            self.num_classes if self.stratified else None,
+        )
 
     def _found(self, split: Split) -> Source:
         source = self.source(split)
@@ -266,38 +290,47 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             source.cache = self.cache
         return source
 
-    def unlabeled_source(self, whole: Source) -> Source:
+    def unlabeled_source(self, whole: Source, split: LabelSplit | None) -> Source:
         """Return the images without labels: those that lost them, and the extra ones.
 
         Args:
             whole: All training examples.
+            split: Which of them keep their labels; None for all.
 
         Raises:
-            DataError: There are none, or some of them are labelled or validated on.
+            DataError: There are none, or some of them are labelled or evaluated.
         """
-        lost: list[str] = [] if self.split is None else self.split.unlabeled
+        lost = Subset(whole, [] if split is None else split.unlabeled, labels=self.unlabeled_masks)
         extra = dict(self.extra_images())
-        if isinstance(self.unlabeled, str | list):
-            extra |= find_images(self.unlabeled, option="--data.unlabeled")
-        if not lost and not extra:
+        if self.unlabeled is not None:
+            extra |= find_images(self.unlabeled, option="--data.unlabeled", by_path=True)
+        if len(lost) == 0 and not extra:
             raise DataError(
                 f"--data.unlabeled_batch_size {self.unlabeled_batch_size}, but there are no "
                 "unlabelled images: --data.labeled 1/8 takes labels away, --data.unlabeled FOLDER "
                 "adds images"
             )
-        labeled = Subset(whole, sorted(set(whole.ids) - set(lost)))
-        used = {
-            path.resolve() for source in (labeled, self.source("val")) for path in files(source)
-        }
+        used = {path.resolve() for source in self._watched(whole, split) for path in files(source)}
         if both := sorted(str(path) for path in extra.values() if path.resolve() in used):
             raise DataError(
-                f"{len(both)} of {len(extra)} unlabelled images are labelled or validated on: "
+                f"{len(both)} of {len(extra)} unlabelled images are labelled or evaluated: "
                 f"{some(both)} (option: --data.unlabeled)"
             )
-        unlabeled = Subset(whole, lost, labels=self.unlabeled_masks)
-        there = {path.resolve() for path in files(unlabeled)}
-        added = {name: path for name, path in extra.items() if path.resolve() not in there}
-        return Joined([unlabeled, FileSource(added, cache=self.cache)])
+        there = {path.resolve() for path in files(lost)}
+        added: Source = FileSource(
+            {name: path for name, path in extra.items() if path.resolve() not in there},
+            cache=self.cache,
+        )
+        return Joined([lost, AllVoid(added) if self.unlabeled_masks else added])
+
+    def _watched(self, whole: Source, split: LabelSplit | None) -> list[Source]:
+        """Return the examples that must not be among the unlabelled ones."""
+        watched = [whole if split is None else Subset(whole, split.labeled)]
+        splits: tuple[Split, ...] = ("val", "test")
+        for name in splits:
+            with contextlib.suppress(DataError):  # told where it is needed
+                watched.append(self.source(name))
+        return watched
 
     # Loading
 
@@ -313,6 +346,11 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             LABELED_REAL: self.labeled_real_batch_size,
         }
         sizes = {name: size for name, size in sizes.items() if size > 0}
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise DataError(
+                "--trainer.overfit_batches would take the augmentation away; --data.labeled 8 "
+                "trains on eight images"
+            )
         self._save_split()
         stream: Stream
         if len(sizes) == 1:
@@ -340,9 +378,9 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         unlabeled = name == UNLABELED
         augmentation = self.unlabeled_augmentation if unlabeled else self.augmentation
         strong = self.strong if unlabeled else None
-        if unlabeled and isinstance(self.unlabeled, UnlabeledShards):
+        if unlabeled and self.shards is not None:
             assert iterations is not None
-            return self.unlabeled.stream(
+            return self.shards.stream(
                 augmentation,
                 strong,
                 iterations,
@@ -373,13 +411,13 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             return self.iterations_per_epoch
         if self.epoch == "labeled" or UNLABELED not in sizes:
             return math.ceil(self._per_rank("train") / self.batch_size)
-        if isinstance(self.unlabeled, UnlabeledShards):
-            if self.unlabeled.size is None:
+        if self.shards is not None:
+            if self.shards.size is None:
                 raise DataError(
                     "how long is an epoch? Shards do not tell how many images they hold: give "
                     "--data.iterations_per_epoch, the `size` of the shards, or --data.epoch labeled"
                 )
-            per_rank = math.ceil(self.unlabeled.size / self._ranks()["num_replicas"])
+            per_rank = math.ceil(self.shards.size / self._ranks()["num_replicas"])
         else:
             per_rank = self._per_rank(UNLABELED)
         return math.ceil(per_rank / self.unlabeled_batch_size)
@@ -434,34 +472,17 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         return {"rank": self.trainer.global_rank, "num_replicas": self.trainer.world_size}
 
     def _augmentation(
-        self, steps: str | Sequence[Step], scale: tuple[float, float] | None
+        self,
+        steps: str | Sequence[Step],
+        scale: tuple[float, float] | None,
+        option: str = "--data.augmentation",
     ) -> Augmentation:
-        return Augmentation(steps, self.crop_size, scale, self.default_scale)
-
-    # Counting
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count the samples that were left out, and log the count where it grows."""
-        groups = [batch, *batch.values()] if isinstance(batch, dict) else []
-        found = [
-            group.pop("skipped")
-            for group in groups
-            if isinstance(group, dict) and "skipped" in group
-        ]
-        new = sum(int(each.sum()) for each in found)
-        self.skipped += new
-        if new and self.trainer is not None:
-            for logger in self.trainer.loggers:
-                logger.log_metrics({"data/skipped": self.skipped}, self.trainer.global_step)
-        return batch
+        return Augmentation(steps, self.crop_size, scale, self.default_scale, option)
 
     def teardown(self, stage: str) -> None:
-        """End the loader processes, and say how many samples were left out."""
+        """End the loader processes."""
         while self._open:
             self._open.pop()()
-        if self.skipped:
-            rank_zero_warn(f"{self.skipped} samples were left out (--data.on_bad_sample skip)")
-            self.skipped = 0
 
 
 def spread(items: Sequence[Any], at_most: int) -> list[Any]:

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import SegmentationDataModule, Split, spread
 from datamodules.errors import DataError, UnpairedError, some
-from datamodules.files import read_mask
+from datamodules.files import is_turned, read_mask
 from datamodules.labels import VOID
 from datamodules.loading import cores, one_thread
-from datamodules.sources import Example, FileSource, Source, files
+from datamodules.sources import Example, FileSource, Source, Subset, files
 
 Progress = Callable[[str, int, int], None]
 """Called with a split's name, how many of its examples were read, and how many there are."""
@@ -28,6 +28,7 @@ _REMARKS = {
     "deep": "images of more than 8 bits a channel, which are scaled to 8",
     "plain": "images of a single colour",
     "void": "images without a labelled pixel",
+    "turned": "images that are turned as their EXIF tag says, which their masks must fit",
 }
 
 
@@ -182,8 +183,15 @@ def _find(data: SegmentationDataModule) -> tuple[dict[str, Source], list[Defect]
 
 def _unlabeled(data: SegmentationDataModule, train: Source | None) -> Source | None:
     """Return the images that only semi-supervised training reads, where it will."""
-    own = isinstance(data.unlabeled, str | list) or bool(data.extra_images())
-    return data.unlabeled_source(train) if train and own and data.unlabeled_batch_size else None
+    if train is None:
+        return None
+    split = data.label_split(train)
+    own = data.unlabeled is not None or bool(data.extra_images())
+    if not (own and data.unlabeled_batch_size and data.shards is None):
+        return None
+    lost = 0 if split is None else len(split.unlabeled)
+    source = data.unlabeled_source(train, split)
+    return Subset(source, source.ids[lost:])  # the others have been read as training images
 
 
 def _paired(data: SegmentationDataModule, split: Split) -> tuple[Source, list[str]]:
@@ -236,6 +244,8 @@ class _Looks(Dataset[_Look]):
         look = _seen(_Look(name), example.image)
         if self.files and _is_deep(self.files[index]):
             look = look._replace(remarks=(*look.remarks, "deep"))
+        if self.files and is_turned(self.files[index]):
+            look = look._replace(remarks=(*look.remarks, "turned"))
         return look if example.mask is None else self._labeled(look, example)
 
     def _labeled(self, look: _Look, example: Example) -> _Look:
@@ -324,7 +334,8 @@ def _judge_copies(report: Report, groups: list[list[tuple[str, str]]], trains_on
     within: Counter[str] = Counter()
     for group in groups:
         splits = dict.fromkeys(split for split, _ in group)
-        if len(splits.keys() & scored) > 1:
+        evaluated = splits.keys() & {"val", "test"}
+        if len(splits.keys() & scored) > 1 or ("unlabeled" in splits and evaluated):
             told = ", ".join(f"{name} ({split})" for split, name in group)
             report.defects.append(
                 Defect(group[-1][0], None, f"the same image in two splits: {told}")
@@ -349,6 +360,8 @@ def _notes(report: Report, data: SegmentationDataModule) -> list[str]:
         counts = train.pixels[: data.num_classes]
         if absent := [data.class_names[index] for index in np.flatnonzero(counts == 0)]:
             notes.append(f"train: never holds {some(absent, 10)}")
+    if data.shards is not None:
+        notes.append("unlabeled: the images in --data.unlabeled_shards were not read")
     if val is not None and len(val.sizes) > 1 and data.val_batch_size > 1:
         notes.append(
             f"val: images of {len(val.sizes)} sizes cannot share a batch; use "

@@ -43,7 +43,9 @@ def is_image(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def find_images(where: str | list[str], option: str = "--data.predict") -> dict[str, Path]:
+def find_images(
+    where: str | list[str], option: str = "--data.predict", by_path: bool = False
+) -> dict[str, Path]:
     """Return images without masks by id: a folder, a file, a glob, a `.txt` list, or several.
 
     An id is the path below the folder (the file name otherwise) without its suffix; with it,
@@ -52,6 +54,7 @@ def find_images(where: str | list[str], option: str = "--data.predict") -> dict[
     Args:
         where: One of these, or several.
         option: Named in errors.
+        by_path: Take the whole path for the id.
 
     Raises:
         DataError: Nothing there, or two files that would get the same id.
@@ -59,6 +62,8 @@ def find_images(where: str | list[str], option: str = "--data.predict") -> dict[
     found: list[tuple[Path, Path]] = []  # what the id is relative to, the file
     for each in [where] if isinstance(where, str) else where:
         found += _expand(each, option)
+    if by_path:
+        return {path.as_posix(): path for _, path in found}
     stems = [path.relative_to(base).with_suffix("").as_posix() for base, path in found]
     count = Counter(stems)
     named: dict[str, Path] = {}
@@ -144,7 +149,7 @@ def _decode_fast(data: bytes, reduce: int) -> NDArray[np.uint8] | None:
             form, mode, turned = header.format, header.mode, _orientation(header, data)
     except Exception:  # Pillow will say what is wrong
         return None
-    if turned != 1 or mode not in ("RGB", "L") or form not in ("JPEG", "PNG"):
+    if 2 <= turned <= 8 or mode not in ("RGB", "L") or form not in ("JPEG", "PNG"):
         return None
     # OpenCV fills up what is missing of a JPEG: one without its end is Pillow's to report
     if form == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
@@ -209,7 +214,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            turned = _orientation(image, data) >= 5  # by a quarter
+            turned = 5 <= _orientation(image, data) <= 8  # by a quarter
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:
         raise _undecodable(path, error) from error
@@ -221,7 +226,7 @@ def is_turned(path: Path) -> bool:
         return False
     data = path.read_bytes()
     with Image.open(io.BytesIO(data)) as image:
-        return _orientation(image, data) != 1
+        return 2 <= _orientation(image, data) <= 8
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

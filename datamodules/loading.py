@@ -74,7 +74,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration begin behind the batches that were handed out."""
-        self.epoch, self._seen = state["epoch"], state["seen"]
+        self.epoch, self._seen = state.get("epoch", self.epoch), state.get("seen", 0)
         self._running = False
 
     def close(self) -> None:

@@ -98,12 +98,12 @@ class FolderLayout:
     def _find(self, split: str, skip_unpaired: bool) -> Pairs:
         named = self.root / self.splits[split]
         if named.is_file():
-            return self._listed(named)
+            return self._listed(named, skip_unpaired)
         for images, masks in self._subfolders(split):
             if images.is_dir():
                 return self._match(images, masks, skip_unpaired)
         if (listed := self._list_file(split)) is not None:
-            return self._listed(listed)
+            return self._listed(listed, skip_unpaired)
         if any(self.has(other) for other in self.splits):
             return Pairs({}, {})
         return self._divided(split, skip_unpaired)
@@ -153,18 +153,26 @@ class FolderLayout:
             )
         return pairs.only(sorted(images.keys() & masks.keys()))
 
-    def _listed(self, path: Path) -> Pairs:
+    def _listed(self, path: Path, skip_unpaired: bool) -> Pairs:
         lines = read_lines(path)
         rows = [self._two_files(line) for line in lines]
-        pairs = [row for row in rows if row is not None]
-        if len(pairs) == len(lines):
-            listed = [(_id(image, self.root), image, mask) for image, mask in pairs]
-            absent = [str(file) for row in pairs for file in row if not file.is_file()]
-            if absent:
-                raise DataError(f"{path} names files that do not exist: {some(absent)}")
+        found = [row for row in rows if row is not None]
+        defects: list[str] = []
+        if len(found) == len(lines):
+            absent = {file for row in found for file in row if not file.is_file()}
+            defects += [f"{path} names {file}, which does not exist" for file in sorted(absent)]
+            listed = [
+                (_id(image, self.root), image, mask)
+                for image, mask in found
+                if not {image, mask} & absent
+            ]
         else:
             known = self._index(self.root / self.images, self.root / self.masks)
-            listed = [self._known(line, known, path) for line in lines]
+            looked_up = [self._known(line, known, path) for line in lines]
+            defects += [each for each in looked_up if isinstance(each, str)]
+            listed = [each for each in looked_up if not isinstance(each, str)]
+        if defects and not skip_unpaired:
+            raise UnpairedError(some(defects, 3), defects)
         count = Counter(name for name, _, _ in listed)
         if twice := [name for name, times in count.items() if times > 1]:
             raise DataError(f"{path} names {some(twice)} more than once")
@@ -180,8 +188,8 @@ class FolderLayout:
                 return self._place(words[0]), self._place(words[1])
         return None
 
-    def _known(self, line: str, known: Pairs, path: Path) -> tuple[str, Path, Path]:
-        """Find what a line that is an id or an image's path stands for."""
+    def _known(self, line: str, known: Pairs, path: Path) -> tuple[str, Path, Path] | str:
+        """Find what a line that is an id or an image's path stands for, or say what is missing."""
         name = line
         if is_image(line):
             folder, file = self.root / self.images, self._place(line)
@@ -192,7 +200,7 @@ class FolderLayout:
             (known.masks, "mask", self.root / self.masks),
         ):
             if name not in there:
-                raise DataError(f"{path} names {line}, for which there is no {what} in {folder}")
+                return f"{path} names {line}, for which there is no {what} in {folder}"
         return name, known.images[name], known.masks[name]
 
     def _place(self, name: str) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from datamodules.errors import DataError
 from datamodules.sources import Source
 
 
@@ -24,7 +25,10 @@ def class_presence(source: Source, num_classes: int, threads: int = 4) -> NDArra
     """
 
     def shown(index: int) -> NDArray[np.bool_]:
-        mask = source.read(index, reduce=8).mask
+        try:
+            mask = source.mask(index)
+        except DataError:  # told when it is trained on
+            mask = None
         if mask is None:
             return np.zeros(num_classes, np.bool_)
         return np.bincount(mask.ravel(), minlength=256)[:num_classes] > 0

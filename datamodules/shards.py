@@ -8,10 +8,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.augmentation import Augmentation, StrongView
@@ -105,7 +107,7 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
         # the loader asks worker 0 first: it plays the one whose turn it was
         role = (number + self.turn) % workers
         consumer, consumers = self.rank * workers + role, self.num_replicas * workers
-        place = self.places.get(role, _Place())
+        place = self.places.get(consumer, _Place())
         fruitless = skipped = 0
         while True:
             # all consumers walk through one endless sequence of passes over the shards
@@ -124,7 +126,7 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
                     skipped += 1
                     continue
                 found = True
-                following = torch.tensor([role, place.shard, member + 1])
+                following = torch.tensor([consumer, place.shard, member + 1])
                 yield {**item, "skipped": skipped, "place": following}
                 skipped = 0
             fruitless = 0 if found or place.member else fruitless + 1
@@ -164,10 +166,11 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
 
 
 class ShardStream:
-    """Batches of one rank in epochs; a checkpoint holds the place of every worker.
+    """Batches of one rank in epochs; a checkpoint holds the place of every worker of every rank.
 
-    A run that goes on with as many workers on one process sees just the images that it would
-    have seen; with other numbers, every worker begins at the shard where it was.
+    A run that goes on with as many processes and workers sees just the images that it would have
+    seen. With other numbers it begins with the first shard that was not finished: some images
+    come again.
 
     Args:
         dataset: Endless items.
@@ -198,30 +201,55 @@ class ShardStream:
         self._running = True
         if self._batches is None:  # endless: the workers live as long as the stream
             workers = max(1, self.loader_options["num_workers"])
-            self.dataset.places = {role: _Place(*at) for role, at in self._places.items()}
+            self.dataset.places = {each: _Place(*at) for each, at in self._places.items()}
             self.dataset.turn = self._total % workers
             self._batches = iter(DataLoader(self.dataset, **self.loader_options))
         while self._seen < self.iterations:
             batch = next(self._batches)
-            for role, shard, member in batch.pop("place").tolist():
-                self._places[role] = (shard, member)
+            for consumer, shard, member in batch.pop("place").tolist():
+                self._places[consumer] = (shard, member)
             self._seen += 1
             self._total += 1
             yield batch
 
+    @property
+    def _consumers(self) -> int:
+        workers: int = self.loader_options["num_workers"]
+        return self.dataset.num_replicas * max(1, workers)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, the batches handed out, and every worker's shard and member."""
+        """Return the epoch, the batches handed out, and every worker's shard and member.
+
+        Asked for on all processes, as Lightning does.
+        """
+        places = dict(self._places)
+        if self.dataset.num_replicas > 1 and dist.is_available() and dist.is_initialized():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, places)
+            places = {consumer: at for each in gathered for consumer, at in each.items()}
         return {
             "epoch": self.epoch,
             "seen": self._seen,
             "total": self._total,
-            "places": dict(self._places),
+            "places": places,
+            "consumers": self._consumers,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration begin behind the batches that were handed out."""
-        self.epoch, self._seen = state["epoch"], state["seen"]
-        self._total, self._places = state["total"], dict(state["places"])
+        self.epoch, self._seen = state.get("epoch", self.epoch), state.get("seen", 0)
+        self._total, self._places = state.get("total", 0), dict(state.get("places", {}))
+        before, now = state.get("consumers", self._consumers), self._consumers
+        if before != now:
+            warnings.warn(
+                f"the shards were read by {before} workers and are now by {now}: some images come "
+                "again (option: --data.num_workers)",
+                stacklevel=2,
+            )
+            steps = [self._places.get(each, (0, 0))[0] * before + each for each in range(before)]
+            self._places = {
+                each: (max(0, -(-(min(steps) - each) // now)), 0) for each in range(now)
+            }
         self._running = False
         self._batches = None
 
@@ -258,12 +286,12 @@ def _expand(urls: str | Sequence[str]) -> list[str]:
     for each in [urls] if isinstance(urls, str) else urls:
         for url in expand_urls(each):
             local = os.path.expanduser(url)  # noqa: PTH111
-            if ":" in url.split("/")[0]:
-                found.append(url)
+            if ":" in url.split("/")[0] or Path(local).is_file():
+                found.append(local if Path(local).is_file() else url)
             elif matches := sorted(glob.glob(local)):  # noqa: PTH207
                 found += matches
             else:
-                raise DataError(f"no shards at {url!r} (option: --data.unlabeled)")
+                raise DataError(f"no shards at {url!r} (option: --data.unlabeled_shards)")
     if not found:
-        raise DataError("UnlabeledShards: no shards are named (option: --data.unlabeled)")
+        raise DataError("UnlabeledShards: no shards are named (option: --data.unlabeled_shards)")
     return found

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datamodules.cache import DecodedCache
 from datamodules.errors import DataError
 from datamodules.files import image_size, is_turned, read_image, read_mask
-from datamodules.labels import MaskDecoder
+from datamodules.labels import VOID, MaskDecoder
 
 
 class Example(NamedTuple):
@@ -53,6 +53,10 @@ class Source(ABC):
         Raises:
             DataError: It cannot be used.
         """
+
+    def mask(self, index: int) -> NDArray[np.uint8] | None:
+        """Return an example's (H, W) labels, where that goes without its image."""
+        return self.read(index).mask
 
     def __getitem__(self, index: int) -> Example:
         """Return an example at its full size."""
@@ -109,6 +113,12 @@ class FileSource(Source):
                 + (f" (after {turned[0]} was turned as its EXIF tag says)" if turned else "")
             )
         return example._replace(mask=mask)
+
+    def mask(self, index: int) -> NDArray[np.uint8] | None:
+        """Read an example's labels alone."""
+        if self.masks is None or self.decode is None:
+            return None
+        return self._mask(self.masks[self._ids[index]], self.decode)
 
     def without_labels(self) -> FileSource:
         """Return the same images, without their masks."""
@@ -184,6 +194,27 @@ class Joined(Source):
         part = bisect.bisect_right(self.ends, index)
         begin = self.ends[part - 1] if part else 0
         return self.sources[part].read(index - begin, reduce)._replace(id=self._ids[index])
+
+
+class AllVoid(Source):
+    """The images of a source, every pixel of them void.
+
+    Args:
+        source: Any source.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The names of the examples."""
+        return self.source.ids
+
+    def read(self, index: int, reduce: int = 1) -> Example:
+        """Return an example with a mask that says nothing."""
+        example = self.source.read(index, reduce)
+        return example._replace(mask=np.full(example.size, VOID, np.uint8))
 
 
 class Unlabeled(Source):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from hashlib import sha256
@@ -137,7 +138,7 @@ def _covering(
 
 
 def divide(
-    source: Source, amount: Amount, seed: int, folder: Path, num_classes: int | None = None
+    source: Source, amount: Amount, seed: int, folder: Path | None, num_classes: int | None = None
 ) -> LabelSplit:
     """Divide training images into those that keep their labels and the others.
 
@@ -145,7 +146,7 @@ def divide(
         source: All training examples.
         amount: See `count_labeled`; or the path of a list, see `read_split`.
         seed: Another seed, another choice.
-        folder: The dataset's folder, below which the choice is kept.
+        folder: The dataset's folder, below which the choice is kept; None keeps it nowhere.
         num_classes: Given, every class is to be in the labelled part.
 
     Raises:
@@ -165,7 +166,9 @@ def divide(
         return draw_split(source.ids, count, seed, presence)
 
     kind = str(amount).replace("/", "_") + ("" if num_classes is None else "-stratified")
-    return stored_split(folder / kind / f"seed{seed}", images, count, draw)
+    if folder is None:
+        return draw()
+    return stored_split(folder / kind / f"seed{seed}", images, draw)
 
 
 def read_split(path: Path, images: Mapping[str, Path | None]) -> LabelSplit:
@@ -197,7 +200,7 @@ def _read_ids(path: Path, images: Mapping[str, Path | None]) -> list[str]:
             by_name.setdefault(key, []).append(name)
     found = [_find(line, images, by_name, path) for line in read_lines(path)]
     if len(set(found)) < len(found):
-        twice = sorted({name for name in found if found.count(name) > 1})
+        twice = sorted(name for name, times in Counter(found).items() if times > 1)
         raise DataError(f"{path} names {some(twice)} more than once")
     return found
 
@@ -233,31 +236,34 @@ def _ends_with(path: Path, end: Path) -> bool:
 
 
 def stored_split(
-    folder: Path, images: Mapping[str, Path | None], count: int, draw: Callable[[], LabelSplit]
+    folder: Path, images: Mapping[str, Path | None], draw: Callable[[], LabelSplit]
 ) -> LabelSplit:
     """Return the split whose lists lie in a folder; draw and write it where there is none.
 
-    Lists that do not divide just these images, or into another number, are drawn anew.
+    Lists that divide just these images are taken, also when somebody has edited them. Lists of
+    other images stay as they are: the new split goes beside them.
 
     Args:
         folder: `splits/<dataset>/<amount>/seed<k>`.
         images: As for `read_split`.
-        count: The number of labelled images that is wanted.
         draw: Makes the split.
     """
-    if (folder / "labeled.txt").is_file() and (folder / "unlabeled.txt").is_file():
+    digest = sha256("\n".join(sorted(images)).encode()).hexdigest()[:8]
+    for place in (folder, folder.with_name(f"{folder.name}-{digest}")):
+        if not ((place / "labeled.txt").is_file() and (place / "unlabeled.txt").is_file()):
+            break
         try:
-            found = read_split(folder / "labeled.txt", images)
-            if len(found.labeled) == count and len(found.labeled + found.unlabeled) == len(images):
+            found = read_split(place / "labeled.txt", images)
+            if not (left := sorted(set(images) - set(found.labeled) - set(found.unlabeled))):
                 return found
-            reason = f"it divides {len(found.labeled + found.unlabeled)} images"
+            reason = f"{len(left)} of {len(images)} images are in neither list: {some(left)}"
         except DataError as error:
             reason = str(error)
-        rank_zero_warn(f"the split in {folder} is not of this dataset and is drawn anew: {reason}")
+        rank_zero_warn(f"the split in {place} is not of these images and left alone: {reason}")
     split = draw()
     try:
-        split.write(folder)
-        rank_zero_info(f"{len(split.labeled)} of {len(images)} images are labelled: {folder}")
+        split.write(place)
+        rank_zero_info(f"{len(split.labeled)} of {len(images)} images are labelled: {place}")
     except OSError as error:
-        rank_zero_warn(f"the split could not be written to {folder}: {error}")
+        rank_zero_warn(f"the split could not be written to {place}: {error}")
     return split

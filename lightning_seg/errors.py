@@ -7,3 +7,7 @@ class SetupError(ValueError):
     The message names what was found, what was expected and the option to change; the command
     prints it without a traceback.
     """
+
+
+class NonFiniteLossError(SetupError):
+    """A training whose loss has become NaN or infinite."""

@@ -92,9 +92,9 @@ def test_the_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
     assert deeplab["augmentation"] == PRESETS["deeplab"]
     for name in ("0000", "0999"):
         (tmp_path / f"{name}.tar").touch()
-    urls = shards["unlabeled"]["init_args"]["urls"]
+    urls = shards["unlabeled_shards"]["init_args"]["urls"]
     assert urls.endswith("{0000..0999}.tar")
-    shards["unlabeled"]["init_args"]["urls"] = str(tmp_path / "{0000,0999}.tar")
+    shards["unlabeled_shards"]["init_args"]["urls"] = str(tmp_path / "{0000,0999}.tar")
     (tmp_path / "piece.yaml").write_text(yaml.safe_dump({"data": {"init_args": shards}}))
     cli = LightningCLI(
         SegmentationModule,
@@ -109,8 +109,8 @@ def test_the_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
             f"--config={tmp_path / 'piece.yaml'}",
         ],
     )
-    assert isinstance(cli.datamodule.unlabeled, UnlabeledShards)
-    assert len(cli.datamodule.unlabeled.urls) == 2
+    assert isinstance(cli.datamodule.shards, UnlabeledShards)
+    assert len(cli.datamodule.shards.urls) == 2
 
 
 def test_the_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from lightning_seg.methods.checkpoints import (
     keep_what_a_checkpoint_needs,
     require_same_tensors,
 )
+from lightning_seg.methods.finite import FiniteGuard
 from lightning_seg.methods.optimization import PolyLR, backbone_of, build_optimizer
 from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 from lightning_seg.networks import LRASPP
@@ -59,6 +60,8 @@ class SegmentationModule(L.LightningModule, ABC):
 
     image_mean: Tensor
     image_std: Tensor
+    loss: nn.Module
+    """The loss of pixels, (B, C, H, W) logits and (B, H, W) class ids -> scalar; a method's own."""
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class SegmentationModule(L.LightningModule, ABC):
         self.val_loss = WeightedMean()
         self.test_loss = WeightedMean()
         self._random_state = RandomState()
+        self._guard = FiniteGuard()
 
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -168,28 +172,54 @@ class SegmentationModule(L.LightningModule, ABC):
     # Training
 
     @abstractmethod
-    def pixel_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of (B, C, H, W) logits on (B, H, W) class ids, a scalar."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        """Train on one batch."""
 
-    def supervised_losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def supervised_losses(
+        self, outputs: dict[str, list[Tensor]], target: Tensor
+    ) -> dict[str, Tensor]:
         """Return `loss`, the total of the main and the weighted auxiliary losses, and its parts."""
-        outputs, target = self.outputs(batch["image"]), batch["mask"]
-        main = self.pixel_loss(outputs["out"][0], target)
+        main: Tensor = self.loss(outputs["out"][0], target)
         if not outputs["aux"]:
             return {"loss": main}
-        aux = torch.stack([self.pixel_loss(logits, target) for logits in outputs["aux"]]).sum()
+        aux = torch.stack([self.loss(logits, target) for logits in outputs["aux"]]).sum()
         return {
             "loss": main + self.lambda_aux * aux,
             "loss_main": main.detach(),
             "loss_aux": aux.detach(),
         }
 
-    def log_training(self, values: Mapping[str, Tensor], batch_size: int) -> None:
-        """Log scalars of a training step as `train/<name>`, the loss on the progress bar too."""
-        self.log("train/loss", values["loss"].detach(), prog_bar=True, batch_size=batch_size)
+    def log_training(self, values: Mapping[str, Tensor], batch: dict[str, Any]) -> None:
+        """Log scalars of a training step as `train/<name>`, the loss on the progress bar too.
+
+        Raises:
+            NonFiniteLossError: The loss has become NaN or infinite, now or in a recent step.
+        """
+        size = len(batch["image"])
+        self._guard.watch(values["loss"], self.trainer.global_step, batch["id"])
+        self.log("train/loss", values["loss"].detach(), prog_bar=True, batch_size=size)
         others = {f"train/{name}": value for name, value in values.items() if name != "loss"}
         if others:
-            self.log_dict(others, batch_size=batch_size)
+            self.log_dict(others, batch_size=size)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log `data/skipped`, the samples that an epoch had to leave out, on all processes."""
+        groups = [batch, *(part for part in batch.values() if isinstance(part, dict))]
+        if counts := [group["skipped"].sum() for group in groups if "skipped" in group]:
+            skipped = torch.stack(counts).sum().float()
+            self.log(
+                "data/skipped",
+                skipped,
+                on_step=False,
+                on_epoch=True,
+                reduce_fx="sum",
+                sync_dist=True,
+            )
+
+    def logs_now(self) -> bool:
+        """Tell whether this step's values reach the loggers: the time for what is costly."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Create the optimizer and, where one is asked for, its schedule."""
@@ -248,7 +278,7 @@ class SegmentationModule(L.LightningModule, ABC):
         metrics.update(_labels(logits), target)
         # a mean over pixels, whatever the batches; copies that even out processes have none
         labelled = (target != self.ignore_index).sum()
-        mean_loss.update(self.pixel_loss(logits, target), labelled)
+        mean_loss.update(self.loss(logits, target), labelled)
 
     def _log_scores(
         self, stage: str, metrics: SegmentationMetrics, mean_loss: WeightedMean
@@ -266,6 +296,7 @@ class SegmentationModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the random state, so that a resumed run draws the same dropout masks."""
+        self._guard.check()
         checkpoint["random_state"] = self._random_state.capture()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

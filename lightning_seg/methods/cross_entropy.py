@@ -42,14 +42,9 @@ class CrossEntropyModule(SegmentationModule):
             raise SetupError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
         self.loss = CrossEntropy(self.ignore_index, class_weights, label_smoothing)
 
-    def pixel_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the cross-entropy of the labelled pixels."""
-        loss: Tensor = self.loss(logits, target)
-        return loss
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch, of its labelled images where there are others too."""
         batch = labeled_part(batch)
-        losses = self.supervised_losses(batch)
-        self.log_training(losses, batch_size=len(batch["mask"]))
+        losses = self.supervised_losses(self.outputs(batch["image"]), batch["mask"])
+        self.log_training(losses, batch)
         return losses["loss"]

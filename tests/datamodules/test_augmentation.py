@@ -87,6 +87,51 @@ def test_valid_follows_a_flip() -> None:
     assert (mask[:, :20] == 255).all()
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"Resize": {"height": 120, "width": 200}},
+        {"LongestMaxSize": {"max_size": 160}},
+        {"SmallestMaxSize": {"max_size": 200}},
+        {"Transpose": {"p": 1.0}},
+        {"RandomRotate90": {"p": 1.0}},
+    ],
+)
+def test_a_step_before_the_crop_may_change_the_size(step) -> None:
+    """Columns of labels painted into the image must still lie on each other."""
+    mask = np.repeat(np.arange(8, dtype=np.uint8), 10)[None].repeat(60, 0)
+    image = np.repeat(mask[..., None] * 30, 3, axis=-1)
+    augmentation = Augmentation([step, "RandomScaleCrop"], (64, 64))
+    for seed in range(20):
+        cropped, labels, valid = augmentation(image, mask, seed)
+        inner = valid & (labels != 255)
+        shown = np.round(cropped[..., 0] / 30)
+        assert (shown[inner] == labels[inner]).mean() > 0.9  # but for interpolated borders
+    reach = [augmentation(image, mask, seed)[1] for seed in range(60)]
+    assert {int(label) for each in reach for label in np.unique(each)} >= set(range(8))
+
+
+def test_transforms_that_look_at_the_labels_see_them() -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    mask[50:53, 70:73] = 1
+    steps = [{"CropNonEmptyMaskIfExists": {"height": 16, "width": 16, "p": 1.0}}]
+    augmentation = Augmentation(steps, (16, 16))
+    assert all((augmentation(IMAGE, mask, seed)[1] == 1).any() for seed in range(20))
+
+
+def test_parts_of_an_augmentation_draw_different_numbers() -> None:
+    noise = {"MultiplicativeNoise": {"multiplier": [0.5, 1.5], "p": 1.0}}
+    augmentation, strong = Augmentation([noise], (60, 80)), StrongView([noise])
+    flat = np.full((60, 80, 3), 120, np.uint8)
+    weak = [augmentation(flat, None, seed).image.mean() for seed in range(100)]
+    other = [strong(flat, seed).mean() for seed in range(100)]
+    assert abs(np.corrcoef(weak, other)[0, 1]) < 0.3
+
+
+def test_advice_of_albumentations_is_no_error() -> None:
+    Augmentation(["RandomScaleCrop", {"ShiftScaleRotate": {"p": 1.0}}], (32, 32))
+
+
 def test_without_labels_there_is_no_mask() -> None:
     image, mask, valid = Augmentation("standard", (90, 90))(IMAGE, None, 3)
     assert mask is None
@@ -115,6 +160,8 @@ def test_wrong_steps_are_errors(steps, told: str) -> None:
 def test_a_scale_given_twice_is_an_error() -> None:
     with pytest.raises(DataError, match="leave one out"):
         SyntheticScenesDataModule(scale=(1.0, 2.0), augmentation="deeplab")
+    with pytest.raises(DataError, match="has no RandomScaleCrop"):
+        SyntheticScenesDataModule(scale=(1.0, 2.0), augmentation=["HorizontalFlip"])
 
 
 @pytest.mark.parametrize("step", ["Normalize", "ToTensorV2"])
@@ -145,6 +192,6 @@ def test_the_strong_view_keeps_the_geometry() -> None:
 def test_jpegs_are_reduced_only_where_the_scale_allows() -> None:
     augmentation = Augmentation("standard", (32, 32), scale=(0.1, 2.0))
     factors = [0.1, 0.125, 0.2, 0.25, 0.4, 0.5, 0.51, 1.0, 2.0]
-    assert [augmentation.reduction(factor) for factor in factors] == [8, 8, 4, 4, 2, 2, 1, 1, 1]
+    assert [augmentation.reduction(factor) for factor in factors] == [8, 4, 4, 2, 2, 1, 1, 1, 1]
     rotated = Augmentation([{"Rotate": {}}, "RandomScaleCrop"], (32, 32), scale=(0.1, 2.0))
     assert rotated.reduction(0.1) == 1

@@ -370,7 +370,53 @@ def test_unlabelled_images_are_read_where_they_are_trained_on(write_dataset) -> 
     assert len(report.splits["unlabeled"].source) == 3
     assert report.splits["unlabeled"].labeled == 0
     assert "train and unlabeled: images that come more than once: 1" in report.notes
-    assert "unlabeled" not in scan(opened(root, unlabeled=str(extra)), workers=0).splits
+    with pytest.warns(UserWarning, match="nothing without"):
+        idle = opened(root, unlabeled=str(extra))
+    assert "unlabeled" not in scan(idle, workers=0).splits
+
+
+def test_what_is_evaluated_must_not_be_among_the_unlabelled_images(write_dataset) -> None:
+    root = write_dataset({"train": 2, "val": 1})
+    extra = root / "more"
+    extra.mkdir()
+    Image.open(image_of(root, "val_0")).save(extra / "copy.bmp")
+    report = scan(opened(root, unlabeled=str(extra), unlabeled_batch_size=1), workers=0)
+    (message,) = told(report, "unlabeled")
+    assert "the same image in two splits" in message
+    assert "copy.bmp" in message
+
+
+def test_every_bad_line_of_a_list_is_a_defect_and_the_rest_is_read(write_dataset) -> None:
+    root = write_dataset({"train": 3, "val": 1})
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            for path in (root / kind / split).iterdir():
+                path.rename(root / kind / path.name)
+            (root / kind / split).rmdir()
+    (root / "train.txt").write_text("train_0\nnobody\ntrain_1\nno one\n")
+    (root / "val.txt").write_text("val_0\n")
+    report = scan(opened(root), workers=0)
+    assert len(told(report, "train")) == 2
+    assert len(report.splits["train"].source) == 2
+
+
+def test_a_wrong_list_of_labelled_images_is_told(write_dataset, tmp_path: Path) -> None:
+    root = write_dataset({"train": 3, "val": 1})
+    (tmp_path / "labeled.txt").write_text("train_0\nnobody\n")
+    report = scan(opened(root, labeled=str(tmp_path / "labeled.txt")), workers=0)
+    assert any("names nobody" in defect.message for defect in report.defects)
+
+
+def test_turned_images_are_noted(write_dataset) -> None:
+    root = write_dataset({"train": 2, "val": 1})
+    path = image_of(root, "train_0")
+    turned = Image.open(path)
+    exif = turned.getexif()
+    exif[0x0112] = 3
+    turned.save(path, exif=exif)
+    report = scan(opened(root), workers=0)
+    assert report.defects == []
+    assert any("EXIF" in note and "train_0" in note for note in report.notes)
 
 
 def test_progress_is_told(write_dataset) -> None:

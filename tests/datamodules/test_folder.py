@@ -101,7 +101,7 @@ def test_lists_hold_paths_in_many_forms(write_dataset, line: str) -> None:
     [
         (b"x_0\nx_0\n", "x_0 more than once"),
         (b"images/x_0.png masks/x_0.png\nimages/x_0.png masks/x_1.png\n", "more than once"),
-        (b"images/x_0.png masks/gone.png\n", "do not exist"),
+        (b"images/x_0.png masks/gone.png\n", "does not exist"),
         (b"\xe9\n", "not UTF-8"),
     ],
 )

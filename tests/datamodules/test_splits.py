@@ -111,14 +111,29 @@ def test_lists_are_written_and_read_back(tmp_path: Path) -> None:
     assert scenes(tmp_path, labeled=str(tmp_path / "mine.txt")).split == (mine, others)
 
 
-def test_lists_of_another_dataset_are_drawn_anew(tmp_path: Path) -> None:
+def test_lists_of_another_dataset_are_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "splits/syntheticscenes/1_8/seed0"
     folder.mkdir(parents=True)
     (folder / "labeled.txt").write_text("horse\n")
     (folder / "unlabeled.txt").write_text("cow\n")
-    with pytest.warns(UserWarning, match="drawn anew"):
+    with pytest.warns(UserWarning, match=r"left alone.*names horse"):
         module = scenes(tmp_path, labeled="1/8")
-    assert (folder / "labeled.txt").read_text().split() == module.split.labeled
+    assert (folder / "labeled.txt").read_text() == "horse\n"
+    (other,) = folder.parent.glob("seed0-*")
+    assert (other / "labeled.txt").read_text().split() == module.split.labeled
+    with pytest.warns(UserWarning, match="left alone"):
+        assert scenes(tmp_path, labeled="1/8").split == module.split
+
+
+def test_an_edited_list_counts_whatever_its_length(tmp_path: Path) -> None:
+    scenes(tmp_path, labeled="1/8")
+    folder = tmp_path / "splits/syntheticscenes/1_8/seed0"
+    labeled, unlabeled = (
+        (folder / f"{name}.txt").read_text().split() for name in ("labeled", "unlabeled")
+    )
+    (folder / "labeled.txt").write_text("\n".join([*labeled, unlabeled[0]]))
+    (folder / "unlabeled.txt").write_text("\n".join(unlabeled[1:]))
+    assert set(scenes(tmp_path, labeled="1/8").split.labeled) == {*labeled, unlabeled[0]}
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop(tmp_path: Path) -> None:

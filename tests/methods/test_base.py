@@ -77,7 +77,7 @@ def test_auxiliary_losses_are_weighted() -> None:
     }
     found = ours.network(ours.normalize(batch["image"]))
     parts = [F.cross_entropy(found[name], batch["mask"]) for name in ("out", "aux")]
-    losses = ours.supervised_losses(batch)
+    losses = ours.supervised_losses(ours.outputs(batch["image"]), batch["mask"])
     torch.testing.assert_close(losses["loss"], parts[0] + 0.3 * parts[1])
     torch.testing.assert_close(losses["loss_aux"], parts[1])
 
