@@ -34,7 +34,8 @@ from datamodules.loading import (
     own_generator,
     share_workers,
 )
-from datamodules.sampling import KeySampler
+from datamodules.presence import class_pixels
+from datamodules.sampling import ClassSampler, KeySampler
 from datamodules.shards import UnlabeledShards
 from datamodules.sources import AllVoid, FileSource, Joined, Source, Subset, files
 from datamodules.splits import LabelSplit, divide
@@ -72,6 +73,8 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             list of these. None takes the test split.
         seed: Seed of order and augmentation; None takes `seed_everything`'s.
         iterations_per_epoch: Training batches of an epoch; None takes one pass.
+        sampling: `images` goes through the labelled images in random order; `classes` draws a class
+            and then an image that shows it, so that rare classes come as often as others.
         labeled: How many training images keep their labels: `1/8`, 0.05, 662, or a list file.
             None keeps all.
         split_seed: Which images these are.
@@ -119,6 +122,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         predict: str | list[str] | None = None,
         seed: int | None = None,
         iterations_per_epoch: int | None = None,
+        sampling: Literal["images", "classes"] = "images",
         labeled: int | float | str | None = None,
         split_seed: int = 0,
         stratified: bool = False,
@@ -144,6 +148,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         if iterations_per_epoch is not None:
             _at_least("iterations_per_epoch", iterations_per_epoch, 1)
         self.iterations_per_epoch = iterations_per_epoch
+        self.sampling = sampling
         crop = self.default_crop_size if crop_size is None else crop_size
         self.crop_size = (crop, crop) if isinstance(crop, int) else crop
         self.augmentation = self._augmentation(augmentation, scale)
@@ -180,6 +185,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         self.on_bad_sample = on_bad_sample
         self.split: LabelSplit | None = None
         self._sources: dict[str, Source] = {}
+        self._class_samplers: list[ClassSampler] = []
         self._open: list[Callable[[], None]] = []
 
     @property
@@ -352,6 +358,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
                 "trains on eight images"
             )
         self._save_split()
+        self._class_samplers = []
         stream: Stream
         if len(sizes) == 1:
             iterations = self.iterations_per_epoch
@@ -390,14 +397,18 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             )
         source = self._sources[UNLABELED if unlabeled else "train"]
         dataset = SegmentationDataset(source, augmentation, strong, self.on_bad_sample)
-        sampler = KeySampler(
-            dataset,
-            self.seed,
-            shuffle=True,
+        options: dict[str, Any] = {
             **self._ranks(),
-            length=None if iterations is None else iterations * batch_size,
-            stream=_STREAMS.index(name),
-        )
+            "length": None if iterations is None else iterations * batch_size,
+            "stream": _STREAMS.index(name),
+        }
+        sampler: KeySampler
+        if self.sampling == "classes" and not unlabeled:
+            pixels = class_pixels(source, self.num_classes, self.splits_dir / self.dataset_name)
+            sampler = ClassSampler(dataset, pixels > 0, self.seed, **options)
+            self._class_samplers.append(sampler)
+        else:
+            sampler = KeySampler(dataset, self.seed, shuffle=True, **options)
         return ResumableLoader(
             dataset, sampler=sampler, drop_last=True, **self._options(workers, batch_size)
         )
@@ -429,6 +440,17 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # asked on every process
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             self.split.write(Path(folder) / "split")
+
+    def weigh_classes(self, weights: Sequence[float]) -> None:
+        """Draw classes in proportion to these weights (C,), from the next training epoch on.
+
+        Raises:
+            DataError: Images are drawn, not classes.
+        """
+        if self.sampling != "classes":
+            raise DataError("classes are weighed only with --data.sampling classes")
+        for sampler in self._class_samplers:
+            sampler.weigh(weights)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole validation images in order."""

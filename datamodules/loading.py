@@ -70,11 +70,14 @@ class ResumableLoader(DataLoader[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, and how many of its batches were handed out."""
-        return {"epoch": self.epoch, "seen": self._seen}
+        keys = self.sampler.state_dict() if isinstance(self.sampler, KeySampler) else {}
+        return {"epoch": self.epoch, "seen": self._seen, "keys": keys}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the next iteration begin behind the batches that were handed out."""
         self.epoch, self._seen = state.get("epoch", self.epoch), state.get("seen", 0)
+        if isinstance(self.sampler, KeySampler):
+            self.sampler.load_state_dict(state.get("keys", {}))
         self._running = False
 
     def close(self) -> None:

@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from rich.progress import track
 
 from datamodules.errors import DataError
-from datamodules.sources import Source
+from datamodules.sources import FileSource, Source
 
 
-def class_presence(source: Source, num_classes: int, threads: int = 4) -> NDArray[np.bool_]:
-    """Read every mask of a source, with a progress bar.
+def class_pixels(
+    source: Source, num_classes: int, folder: Path | None = None, threads: int = 4
+) -> NDArray[np.int64]:
+    """Count every image's pixels of each class, with a progress bar.
 
     Args:
         source: Labelled examples.
         num_classes: Number of classes C.
-        threads: How many examples are read at once.
+        folder: Keeps the counts, to be read again as long as no mask file changes. Of several
+            processes one counts, the others wait.
+        threads: How many masks are read at once.
 
     Returns:
-        (len(source), C), True where an image shows a class.
+        (len(source), C). A mask that cannot be read counts as empty; it is told when it is used.
     """
+    if folder is None:
+        return _count(source, num_classes, threads)
+    kept = folder / f"class_pixels-{_digest(source, num_classes)}.npy"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{kept}.lock"):
+            if not kept.is_file():
+                counts = _count(source, num_classes, threads)
+                temporary = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")
+                np.save(temporary, counts)
+                temporary.replace(kept)
+        stored: NDArray[np.int64] = np.load(kept, allow_pickle=False)
+    except OSError as error:
+        raise DataError(
+            f"the index of classes {kept} cannot be written or read: {error} "
+            "(option: --data.splits_dir)"
+        ) from error
+    return stored
 
-    def shown(index: int) -> NDArray[np.bool_]:
+
+def _count(source: Source, num_classes: int, threads: int) -> NDArray[np.int64]:
+    def pixels(index: int) -> NDArray[np.int64]:
         try:
             mask = source.mask(index)
-        except DataError:  # told when it is trained on
+        except DataError:
             mask = None
         if mask is None:
-            return np.zeros(num_classes, np.bool_)
-        return np.bincount(mask.ravel(), minlength=256)[:num_classes] > 0
+            return np.zeros(num_classes, np.int64)
+        return np.bincount(mask.ravel(), minlength=256)[:num_classes].astype(np.int64)
 
     with ThreadPoolExecutor(threads) as pool:
-        rows = pool.map(shown, range(len(source)))
+        rows = pool.map(pixels, range(len(source)))
         return np.stack(list(track(rows, "looking for classes", total=len(source))))
+
+
+def _digest(source: Source, num_classes: int) -> str:
+    """Name what the counts depend on."""
+    parts = [str(num_classes), *source.ids]
+    if isinstance(source, FileSource) and source.masks is not None and source.decode is not None:
+        states = [source.masks[name].stat() for name in source.ids]
+        parts += [f"{state.st_size} {state.st_mtime_ns}" for state in states]
+        parts.append(source.decode.fingerprint)
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -8,8 +8,8 @@ workers, differs between epochs and ranks, repeats with the seed, and can be ent
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sized
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,13 @@ class KeySampler(DistributedSampler[SampleKey]):
                 turn, place = divmod(before + step, self.size)
             yield SampleKey(int(self._shuffled(turn)[place]), self._draw(self.epoch, step))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the keys of an epoch depend on beside its number: nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+
     def _shuffled(self, turn: int) -> NDArray[np.int64]:
         """Return the order of one pass over the set."""
         if self._order is None or self._order[0] != turn:
@@ -105,3 +112,58 @@ class KeySampler(DistributedSampler[SampleKey]):
     def _draw(self, epoch: int, step: int) -> int:
         entropy = (self.seed, self.stream, epoch, step)
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+class ClassSampler(KeySampler):
+    """Draws a class, then an image that shows it: rare classes come as often as others.
+
+    The sampling that loss max-pooling's paper calls complementary. Classes are drawn uniformly, or
+    with the probabilities of `weigh`, which hold from the next epoch on.
+
+    Args:
+        dataset: Anything with a length.
+        presence: (len(dataset), C), True where an image shows a class.
+        seed: Seed of the draws and of augmentation.
+        options: Passed to `KeySampler`.
+    """
+
+    def __init__(
+        self, dataset: Sized, presence: NDArray[np.bool_], seed: int, **options: Any
+    ) -> None:
+        self.members = [np.flatnonzero(column) for column in presence.T]
+        self._now = self._normalized([1.0] * len(self.members))
+        self._next: list[float] | None = None
+        super().__init__(dataset, seed, shuffle=True, **options)
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Draw classes in proportion to these weights (C,), from the next epoch on."""
+        self._next = self._normalized(weights)
+
+    def begin(self, epoch: int, skip: int = 0) -> None:
+        """Make the next iteration one of this epoch, without its first keys."""
+        super().begin(epoch, skip)
+        if skip == 0 and self._next is not None:
+            self._now, self._next = self._next, None
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        start, self._skip = self._skip, 0
+        for position in range(start, len(self)):
+            step = position * self.num_replicas + self.rank
+            rng = np.random.default_rng((self.seed, self.stream, self.epoch, step))
+            members = self.members[rng.choice(len(self.members), p=self._now)]
+            yield SampleKey(int(rng.choice(members)), int(rng.integers(1 << 32)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the probabilities of this epoch and of the next."""
+        return {"now": self._now, "next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+        self._now, self._next = state.get("now", self._now), state.get("next")
+
+    def _normalized(self, weights: Sequence[float]) -> list[float]:
+        shown = np.array([len(members) > 0 for members in self.members])
+        kept = np.where(shown, np.asarray(weights, np.float64), 0)
+        kept = kept if kept.sum() > 0 else shown.astype(np.float64)
+        normalized: list[float] = (kept / kept.sum()).tolist()
+        return normalized

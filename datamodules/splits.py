@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import DataError, some
 from datamodules.files import is_image, read_lines
-from datamodules.presence import class_presence
+from datamodules.presence import class_pixels
 from datamodules.sources import Source, files
 
 Amount = int | float | str
@@ -162,7 +162,7 @@ def divide(
     count = count_labeled(amount, len(source))
 
     def draw() -> LabelSplit:
-        presence = None if num_classes is None else class_presence(source, num_classes)
+        presence = None if num_classes is None else class_pixels(source, num_classes, folder) > 0
         return draw_split(source.ids, count, seed, presence)
 
     kind = str(amount).replace("/", "_") + ("" if num_classes is None else "-stratified")

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Powers (l / l_max)^q stay in the range of float32 up to this q, of float64 up to the next
-_Q_FLOAT32, _Q_FLOAT64 = 4.0, 8.0
+_Q_FLOAT32, _Q_FLOAT64 = 4.5, 8.0
 
 
 class PooledLoss(NamedTuple):
@@ -125,17 +125,28 @@ def loss_max_pooling_weights(
     else:
         count = valid.sum(-1, keepdim=True).to(rows.dtype)
         rows = torch.where(valid, rows, 0)
+    weights = _weights(rows, count, p, ratio)
+    return weights if valid is None or not _is_mean(p, ratio) else weights * valid
+
+
+def _weights(rows: Tensor, count: Tensor, p: float, ratio: float) -> Tensor:
+    """Return the weights of rows that are 0 where not valid, with `count` valid losses.
+
+    The plain mean gives the invalid ones weight too: their losses are 0.
+    """
     least, largest = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
-    broken = ~((least >= 0) & (largest < math.inf))  # true for NaN
+    sound = (least >= 0) & (largest < math.inf)  # false for NaN
+    count = torch.where(sound, count, math.nan)  # which passes to all weights of the row
     support = (ratio * count).clamp(min=1)
-    if ratio == 1 or p == math.inf:
-        weights = (1 / count.clamp(min=1)).expand_as(rows)
-        weights = weights if valid is None else weights * valid
-    elif p == 1:
-        weights = _largest(rows, support)
-    else:
-        weights = _norm_bounded(rows, count, support, largest, p)
-    return torch.where(broken, math.nan, weights)
+    if _is_mean(p, ratio):
+        return (1 / count.clamp(min=1)).expand_as(rows)
+    if p == 1:
+        return _largest(rows, support)
+    return _norm_bounded(rows, count, support, largest, p)
+
+
+def _is_mean(p: float, ratio: float) -> bool:
+    return ratio == 1 or p == math.inf
 
 
 def _norm_bounded(
@@ -159,23 +170,24 @@ def _by_newton(rows: Tensor, support: Tensor, largest: Tensor, q: float) -> Tens
     wide = torch.float64 if q > _Q_FLOAT32 and rows.device.type != "mps" else rows.dtype
     tiny = torch.finfo(wide).tiny
     scaled = (rows / largest.clamp(min=torch.finfo(rows.dtype).tiny)).to(wide)
-    powers = scaled**q
+    powers = scaled.log().mul_(q).exp_()  # a third of the time of pow
     support = support.to(wide)
     level = powers.sum(-1, keepdim=True) / support
+    below = torch.empty_like(powers)
     unseen = torch.compiler.is_compiling() or rows.device.type != "cpu"
     # where looking would wait for the device: more than any of the distributions tried has taken
     for _ in range(math.ceil(16 + 6 * q) if unseen else 1000):
-        below = (powers < level).to(wide)
-        rest = torch.linalg.vecdot(below, powers).unsqueeze(-1)
+        torch.lt(powers, level, out=below)  # as numbers, in memory that is at hand
         saturated = rows.shape[-1] - below.sum(-1, keepdim=True)
+        rest = below.mul_(powers).sum(-1, keepdim=True)
         following = rest / (support - saturated).clamp(min=tiny)
         if not unseen and not bool((following < level).any()):
             break
         level = torch.minimum(following, level)  # it falls, rounding apart
     # (l / a)^(q - 1) = (y / u) (a / l), without a second power
     root = level.clamp(min=tiny)
-    relative = powers / scaled.clamp(min=tiny) * root ** (1 / q - 1)
-    return relative.clamp(max=1).to(rows.dtype)
+    relative = powers.div_(scaled.clamp_(min=tiny)).mul_(root ** (1 / q - 1)).clamp_(max=1)
+    return relative.to(rows.dtype)
 
 
 def _by_sorting(rows: Tensor, support: Tensor, q: float) -> Tensor:
@@ -199,7 +211,7 @@ def _by_sorting(rows: Tensor, support: Tensor, q: float) -> Tensor:
 
 def _largest(rows: Tensor, support: Tensor) -> Tensor:
     """Return the weights for p = 1: 1 / m on the m largest, equal losses share what is left."""
-    place = (support.ceil().long() - 1).clamp(max=rows.shape[-1] - 1)
+    place = (support.ceil().long() - 1).clamp(0, rows.shape[-1] - 1)
     least = rows.sort(-1, descending=True).values.gather(-1, place)
     above, ties = rows > least, rows == least
     left = support - above.sum(-1, keepdim=True)
@@ -228,22 +240,40 @@ def _pooled(
     if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
         logits = logits.float()
     valid = target != ignore_index
-    losses = F.cross_entropy(
-        logits,
-        target,
-        weight=None if class_weights is None else class_weights.to(logits.dtype),
-        ignore_index=ignore_index,
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    losses = torch.where(valid, losses, 0)  # NaN at a void pixel is none of ours
+    losses = _pixel_losses(logits, target, valid, class_weights, label_smoothing)
+    losses = torch.where(valid, losses, 0)
     if across_ranks:
         return _pooled_across_ranks(losses, valid, p, ratio)
     shape = (len(losses), -1) if per_image else (1, -1)
-    weights = loss_max_pooling_weights(losses.reshape(shape), valid.reshape(shape), p, ratio)
-    groups = valid.reshape(shape).any(-1).sum().clamp(min=1)
-    weights = weights.view_as(losses)
+    count = valid.reshape(shape).sum(-1, keepdim=True).to(losses.dtype)
+    weights = _weights(losses.detach().reshape(shape), count, p, ratio).view_as(losses)
+    weights = weights * valid if _is_mean(p, ratio) else weights
+    groups = (count > 0).sum().clamp(min=1)
     return PooledLoss((weights * losses).sum() / groups, losses.detach(), weights)
+
+
+def _pixel_losses(
+    logits: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    class_weights: Tensor | None,
+    label_smoothing: float,
+) -> Tensor:
+    """Return (B, H, W) cross-entropies; whatever they are where void, no NaN passes back there."""
+    weight = None if class_weights is None else class_weights.to(logits.dtype)
+    some_class = target.where(valid, 0)
+    seen = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not seen:
+        logits = torch.where(valid[:, None], logits, 0)
+    losses = F.cross_entropy(
+        logits, some_class, weight, reduction="none", label_smoothing=label_smoothing
+    )
+    if seen and not bool(losses.detach().sum().isfinite()):
+        logits = torch.where(valid[:, None], logits, 0)  # rare: saves a pass over all logits
+        losses = F.cross_entropy(
+            logits, some_class, weight, reduction="none", label_smoothing=label_smoothing
+        )
+    return losses
 
 
 def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) -> PooledLoss:
@@ -257,7 +287,7 @@ def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) 
         dist.all_gather(gathered, all_losses)
         dist.all_gather(counted, all_valid.to(torch.uint8))
         all_losses, all_valid = torch.cat(gathered, 1), torch.cat(counted, 1).bool()
-    every = loss_max_pooling_weights(all_losses, all_valid, p, ratio)
+    every = _weights(all_losses, all_valid.sum(-1, keepdim=True).to(losses.dtype), p, ratio)
     weights = every[0, rank * losses.numel() :][: losses.numel()].view_as(losses)
     mine = processes * (weights * losses).sum()  # the mean over processes is the whole
     value = (every * all_losses).sum()
