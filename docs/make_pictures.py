@@ -24,9 +24,9 @@ def sheet(columns: int = 5, border: int = 4) -> Image.Image:
     table = color_table(data.num_classes, data.palette)
     tiles = []
     for index in range(columns):
-        name, image, mask = scenes[index]
-        predicted = np.array(Image.open(PREDICTIONS / f"{name}.png"))
-        column = np.concatenate([image, table[mask], table[predicted]])
+        scene = scenes[index]
+        predicted = np.array(Image.open(PREDICTIONS / f"{scene.id}.png"))
+        column = np.concatenate([scene.image, table[scene.mask], table[predicted]])
         tiles.append(np.pad(column, ((0, 0), (0, border), (0, 0)), constant_values=255))
     return Image.fromarray(np.concatenate(tiles, axis=1))
 

@@ -164,8 +164,7 @@ def _prepare(
     if void == "nearest":
         return _fill(labels, reach), valid
     if void == "strict":
-        near = F.max_pool2d((~valid).float()[:, None], 2 * reach + 1, 1, reach)[:, 0]
-        return labels, near == 0
+        return labels, _window_max((~valid).float(), 2 * reach + 1) == 0
     return labels, valid
 
 
@@ -198,6 +197,12 @@ def _fill(labels: Tensor, reach: int) -> Tensor:
     return filled
 
 
+def _window_max(values: Tensor, size: int) -> Tensor:
+    """Return the largest of (B, H, W) values in the window around each pixel."""
+    along = F.max_pool2d(values[:, None], (1, size), 1, (0, size // 2))
+    return F.max_pool2d(along, (size, 1), 1, (size // 2, 0))[:, 0]
+
+
 class _Entries(NamedTuple):
     """What counts: E pairs of a pixel and a class, with one gradient per direction."""
 
@@ -219,10 +224,9 @@ def _find_entries(labels: Tensor, centre: Tensor, kernel: _Kernel) -> _Entries:
     """List the pixels whose window holds several labels with each class that it holds."""
     reach = kernel.size // 2
     rows, columns = labels.shape[1:]
-    values = labels.to(torch.float32)[:, None]
-    highest = F.max_pool2d(values, kernel.size, 1, reach)[:, 0]
-    lowest = -F.max_pool2d(-values, kernel.size, 1, reach)[:, 0]
-    pixels = torch.nonzero(((highest != lowest) & centre).flatten())[:, 0]
+    values = labels.to(torch.float32)
+    several = _window_max(values, kernel.size) != -_window_max(-values, kernel.size)
+    pixels = torch.nonzero((several & centre).flatten())[:, 0]
     image, row, column = (
         pixels // (rows * columns),
         pixels // columns % rows,
