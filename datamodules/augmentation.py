@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.crop import Crop, RandomScaleCrop
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 from datamodules.labels import VOID
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class StrongView:
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Return another view of an (h, w, 3) image."""
         _seed(self.compose, _part(seed, 3))
-        return _rgb(self.compose(image=np.ascontiguousarray(image))["image"])
+        return _rgb(_run(self.compose, image)["image"])
 
 
 def _listed(
@@ -267,7 +267,7 @@ def _compose(named: Sequence[tuple[Any, dict[str, Any]]], option: str) -> A.Comp
             continue
         kind = getattr(A, name, None)
         if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform | A.BaseCompose)):
-            known = ["RandomScaleCrop", *(each for each in dir(A) if each[0].isupper())]
+            known = [*(each for each in dir(A) if each[0].isupper())]
             near = difflib.get_close_matches(name, known, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else "see albumentations' list"
             raise DataError(f"{option}: there is no step {name!r}; {hint}")
@@ -326,7 +326,7 @@ def _apply(
     if mask is not None:
         masks["mask"] = np.ascontiguousarray(mask)
     _seed(compose, seed)
-    result = compose(image=np.ascontiguousarray(image), **masks)  # it may be a mirrored view
+    result = _run(compose, image, **masks)
     inside = result["inside"] == _INSIDE
     if mask is not None:
         mask = np.where(inside, result["mask"], VOID).astype(np.uint8)
@@ -348,10 +348,25 @@ def _seed(compose: A.Compose, seed: int) -> None:
     compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
+def _run(
+    compose: A.Compose, image: NDArray[np.uint8], **masks: NDArray[np.uint8]
+) -> dict[str, Any]:
+    try:
+        # contiguous: it may be a mirrored view
+        result: dict[str, Any] = compose(image=np.ascontiguousarray(image), **masks)
+    except Exception as error:
+        steps = ", ".join(type(step).__name__ for step in compose.transforms)
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise OptionError(
+            f"--data.augmentation: {steps} failed on an image of {size}: {error}"
+        ) from error
+    return result
+
+
 def _rgb(image: Any) -> NDArray[np.uint8]:
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3):
         kind = getattr(image, "dtype", type(image).__name__)
-        raise DataError(
+        raise OptionError(
             f"the steps of --data.augmentation return {kind}, expected 8-bit RGB: leave Normalize, "
             "ToFloat and ToTensorV2 out, normalisation is done on the device"
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -236,7 +239,10 @@ class _Looks(Dataset[_Look]):
     def __getitem__(self, index: int) -> _Look:
         name = self.names[index]
         try:
-            example = self.source[index]
+            with _complaints() as told:
+                example = self.source[index]
+            if told:
+                raise DataError(f"{name} is damaged: {told[0]}")
         except Exception as error:
             image, defects = _what_is_sound(self.source, index, error)
             look = _Look(name, defects=defects)
@@ -262,6 +268,23 @@ class _Looks(Dataset[_Look]):
             return look._replace(defects=(told,))
         empty = ("void",) if counts[VOID] == mask.size else ()
         return look._replace(counts=counts, remarks=look.remarks + empty)
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collect what libjpeg prints about broken data that it has filled up."""
+    told: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        usual = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            yield told
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines()
+            told += [line for line in lines if "Corrupt JPEG" in line]
 
 
 def _looks(source: Source, num_classes: int, workers: int | None) -> Iterator[_Look]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.errors import DataError
 from datamodules.labels import VOID, MaskDecoder
 from datamodules.official import OfficialDataModule, Origin, pair
 from datamodules.sources import FileSource
@@ -70,6 +71,8 @@ class COCOStuffDataModule(OfficialDataModule):
 
     def __init__(self, root: str, num_ids: Literal[171, 182] = 171, **loader_options: Any) -> None:
         super().__init__(root, **loader_options)
+        if num_ids not in (171, 182):
+            raise DataError(f"--data.num_ids must be 171 or 182, not {num_ids}")
         unused = NEVER_USED if num_ids == 171 else set()
         self.stored = [value for value in range(len(NAMES)) if value not in unused]
         self.decoder = MaskDecoder(self.stored, void=[VOID], fixed=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from datamodules.augmentation import Augmentation, StrongView
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 from datamodules.labels import VOID
 from datamodules.sampling import SampleKey
 from datamodules.sources import Example, Source
@@ -66,6 +66,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
                 # what stands in for another is not evaluated a second time
                 counted = key.counted and (key.seed is not None or skipped == 0)
                 item = self._item(SampleKey(number, key.seed, counted))
+            except OptionError:
+                raise
             except DataError as error:
                 warnings.warn(f"a bad sample is left out: {error}", stacklevel=2)
                 continue

@@ -11,6 +11,10 @@ class DataError(ValueError):
     """
 
 
+class OptionError(DataError):
+    """An option that cannot work, found while data are loaded: no single file is at fault."""
+
+
 class UnpairedError(DataError):
     """Images without masks, or masks without images.
 

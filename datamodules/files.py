@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datamodules.errors import DataError, some
+from datamodules.errors import DataError, UnpairedError, some
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -261,25 +261,31 @@ def _undecodable(path: Path | str, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as an image: {reason}")
 
 
-def by_stem(files: Iterable[Path], base: Path, suffix: str = "") -> dict[str, Path]:
+def by_stem(
+    files: Iterable[Path], base: Path, suffix: str = "", skip: bool = False
+) -> dict[str, Path]:
     """Index files by their path below `base` without file suffix and without `suffix`.
 
     Args:
         files: Image files below `base`.
         base: The folder the names are relative to.
         suffix: What a stem must end in to count, e.g. `_mask`; it is cut off.
+        skip: Of files with one stem take the first.
 
     Raises:
-        DataError: Two files with one stem.
+        UnpairedError: Two files with one stem.
     """
     found: dict[str, Path] = {}
+    clashes: list[str] = []
     for path in files:
         name = path.relative_to(base).with_suffix("").as_posix()
         if not name.endswith(suffix):
             continue
         stem = name.removesuffix(suffix)
         if found.setdefault(stem, path) != path:
-            raise DataError(
+            clashes.append(
                 f"{found[stem]} and {path} have the same name but for their type: keep one"
             )
+    if clashes and not skip:
+        raise UnpairedError(some(clashes, 3), clashes)
     return found

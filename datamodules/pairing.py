@@ -120,17 +120,17 @@ class FolderLayout:
             (self.root / name / self.images, self.root / name / self.masks),
         ]
 
-    def _index(self, images: Path, masks: Path) -> Pairs:
+    def _index(self, images: Path, masks: Path, skip: bool) -> Pairs:
         for folder, option in ((images, "--data.images"), (masks, "--data.masks")):
             if not folder.is_dir():
                 raise DataError(f"folder {folder} does not exist (options: --data.root, {option})")
         return Pairs(
-            by_stem(list_images(images), images, self.image_suffix),
-            by_stem(list_images(masks), masks, self.mask_suffix),
+            by_stem(list_images(images), images, self.image_suffix, skip),
+            by_stem(list_images(masks), masks, self.mask_suffix, skip),
         )
 
     def _match(self, image_folder: Path, mask_folder: Path, skip_unpaired: bool) -> Pairs:
-        pairs = self._index(image_folder, mask_folder)
+        pairs = self._index(image_folder, mask_folder, skip_unpaired)
         images, masks = pairs
         told, defects = [], []
         if lone := sorted(images.keys() - masks.keys()):
@@ -167,7 +167,7 @@ class FolderLayout:
                 if not {image, mask} & absent
             ]
         else:
-            known = self._index(self.root / self.images, self.root / self.masks)
+            known = self._index(self.root / self.images, self.root / self.masks, skip_unpaired)
             looked_up = [self._known(line, known, path) for line in lines]
             defects += [each for each in looked_up if isinstance(each, str)]
             listed = [each for each in looked_up if not isinstance(each, str)]

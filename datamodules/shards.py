@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import math
 import os
+import tarfile
+import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -21,6 +23,8 @@ from datamodules.dataset import training_item
 from datamodules.errors import DataError
 from datamodules.files import decode_image, is_image
 from datamodules.sources import Example
+
+_URL = "%:/?#[]@!$&'()*+,;=~"  # what a web address may hold beside letters
 
 
 class UnlabeledShards:
@@ -108,11 +112,13 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
         role = (number + self.turn) % workers
         consumer, consumers = self.rank * workers + role, self.num_replicas * workers
         place = self.places.get(consumer, _Place())
-        fruitless = skipped = 0
+        hopeless: set[str] = set()  # shards without an image, as long as none has been found
+        found = False
+        skipped = 0
+        problem = "it holds no image files"
         while True:
             # all consumers walk through one endless sequence of passes over the shards
             step = place.shard * consumers + consumer
-            found = False
             for member, name, data in self._members(step, place.member):
                 seed = int(
                     np.random.SeedSequence((self.seed, 1, step, member)).generate_state(1)[0]
@@ -124,17 +130,19 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
                 except DataError as error:
                     warnings.warn(f"left out of {self._url(step)}: {error}", stacklevel=2)
                     skipped += 1
+                    problem = str(error)
                     continue
                 found = True
                 following = torch.tensor([consumer, place.shard, member + 1])
                 yield {**item, "skipped": skipped, "place": following}
                 skipped = 0
-            fruitless = 0 if found or place.member else fruitless + 1
-            if fruitless >= len(self.shards.urls):
-                raise DataError(
-                    f"no image could be read from {fruitless} shards, the last of them "
-                    f"{self._url(step)}"
-                )
+            if not found and not place.member:
+                hopeless.add(self._url(step))
+                if len(hopeless) == len(self.shards.urls):
+                    raise DataError(
+                        f"no image could be read from {len(hopeless)} shards, the last of them "
+                        f"{self._url(step)}: {problem}"
+                    )
             place = _Place(place.shard + 1)
 
     def _url(self, step: int) -> str:
@@ -259,20 +267,26 @@ class ShardStream:
 
 
 def _read(url: str) -> Iterator[tuple[str, bytes | None]]:
-    """Yield name and bytes of a shard's images; a sentence and None where it cannot be read on."""
-    from webdataset.tariterators import tar_file_expander, url_opener
+    """Yield name and bytes of a shard's images; a sentence and None where something is broken."""
+    from webdataset.gopen import gopen
 
-    problems: list[str] = []
-
-    def note(error: Exception) -> bool:
-        problems.append(f"the shard cannot be read to its end: {error.args[:1]}")
-        return False
-
-    opened = url_opener([{"url": url}], handler=note)
-    for member in tar_file_expander(opened, handler=note, select_files=is_image, eof_value=None):
-        yield member["fname"], member["data"]
-    for problem in problems:
-        yield problem, None
+    expected = 0
+    try:
+        # ignore_zeros: whatever is no header is passed over, what comes behind is found again
+        with (
+            gopen(url) as stream,
+            tarfile.open(fileobj=stream, mode="r|*", ignore_zeros=True) as tar,
+        ):
+            for member in tar:
+                if member.offset > expected:
+                    yield f"the shard is damaged in front of {member.name}", None
+                expected = member.offset_data + -(-member.size // 512) * 512
+                if member.isfile() and is_image(member.name):
+                    file = tar.extractfile(member)
+                    yield member.name, b"" if file is None else file.read()
+                tar.members = []  # type: ignore[attr-defined] # else it would keep them all
+    except Exception as error:  # of the network, of a decompressor, of tarfile
+        yield f"the shard cannot be read to its end: {error}", None
 
 
 def _expand(urls: str | Sequence[str]) -> list[str]:
@@ -287,7 +301,8 @@ def _expand(urls: str | Sequence[str]) -> list[str]:
         for url in expand_urls(each):
             local = os.path.expanduser(url)  # noqa: PTH111
             if ":" in url.split("/")[0] or Path(local).is_file():
-                found.append(local if Path(local).is_file() else url)
+                quoted = urllib.parse.quote(url, safe=_URL) if url.startswith("http") else url
+                found.append(local if Path(local).is_file() else quoted)
             elif matches := sorted(glob.glob(local)):  # noqa: PTH207
                 found += matches
             else:

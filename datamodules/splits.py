@@ -165,7 +165,7 @@ def divide(
         presence = None if num_classes is None else class_pixels(source, num_classes, folder) > 0
         return draw_split(source.ids, count, seed, presence)
 
-    kind = str(amount).replace("/", "_") + ("" if num_classes is None else "-stratified")
+    kind = str(amount).strip().replace("/", "_") + ("" if num_classes is None else "-stratified")
     if folder is None:
         return draw()
     return stored_split(folder / kind / f"seed{seed}", images, draw)
@@ -209,7 +209,9 @@ def _find(
     line: str, images: Mapping[str, Path | None], by_name: Mapping[str, list[str]], origin: Path
 ) -> str:
     """Find the id that a line stands for: all of it, or the first of two paths."""
-    words = [line, *(re.split(separator, line)[0].strip() for separator in (r"[,\t]", r"\s"))]
+    words = [line, re.split(r"[,\t]", line)[0].strip()]
+    if all(map(is_image, line.split())):
+        words.append(line.split()[0])
     matches: list[str] = []
     for word in words:
         wanted = Path(word).with_suffix("") if is_image(word) else Path(word)
@@ -247,18 +249,24 @@ def stored_split(
         folder: `splits/<dataset>/<amount>/seed<k>`.
         images: As for `read_split`.
         draw: Makes the split.
+
+    Raises:
+        DataError: The lists name some of these images and have a mistake.
     """
     digest = sha256("\n".join(sorted(images)).encode()).hexdigest()[:8]
     for place in (folder, folder.with_name(f"{folder.name}-{digest}")):
-        if not ((place / "labeled.txt").is_file() and (place / "unlabeled.txt").is_file()):
+        if not (place / "labeled.txt").is_file():
             break
         try:
             found = read_split(place / "labeled.txt", images)
             if not (left := sorted(set(images) - set(found.labeled) - set(found.unlabeled))):
                 return found
-            reason = f"{len(left)} of {len(images)} images are in neither list: {some(left)}"
+            reason = f"{place}: {len(left)} of {len(images)} images are in no list: {some(left)}"
         except DataError as error:
             reason = str(error)
+        lines = read_lines(place / "labeled.txt")
+        if not lines or any(line in images for line in lines):
+            raise DataError(f"{reason}. Mend these lists, or delete {place} to draw new ones")
         rank_zero_warn(f"the split in {place} is not of these images and left alone: {reason}")
     split = draw()
     try:

@@ -139,7 +139,7 @@ class VOCDataModule(OfficialDataModule):
         if not folder.is_dir():
             raise DataError(
                 f"{folder} does not exist; --data.train trainaug needs that folder of PNG files, "
-                f"or SBD's own files: {SBD.missing(Path('--data.sbd'))}"
+                f"or --data.sbd, the folder with SBD's own files (cls/*.mat): {SBD.download}"
             )
         masks = VOC.files(folder)
         lists = [home / "ImageSets" / name for name in AUG_LISTS]

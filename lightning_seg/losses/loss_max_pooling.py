@@ -23,6 +23,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_seg.errors import SetupError
+
 # Powers (l / l_max)^q stay in the range of float32 up to this q, of float64 up to the next
 _Q_FLOAT32, _Q_FLOAT64 = 4.5, 8.0
 
@@ -231,7 +233,7 @@ def _pooled(
     label_smoothing: float,
     across_ranks: bool,
 ) -> PooledLoss:
-    _require(p, ratio, across_ranks and per_image)
+    _require(p, ratio, across_ranks and per_image, label_smoothing)
     if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
             f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: expected "
@@ -294,13 +296,15 @@ def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) 
     return PooledLoss(mine + (value - mine).detach(), losses.detach(), weights)
 
 
-def _require(p: float, ratio: float, clash: bool = False) -> None:
+def _require(p: float, ratio: float, clash: bool = False, label_smoothing: float = 0.0) -> None:
     if not p >= 1:
-        raise ValueError(f"p of loss max-pooling must lie in [1, inf], not {p}")
+        raise SetupError(f"p of loss max-pooling must lie in [1, inf], not {p}")
     if not 0 < ratio <= 1:
-        raise ValueError(f"ratio of loss max-pooling must lie in (0, 1], not {ratio}")
+        raise SetupError(f"ratio of loss max-pooling must lie in (0, 1], not {ratio}")
+    if not 0 <= label_smoothing <= 1:
+        raise SetupError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
     if clash:
-        raise ValueError("across_ranks pools all images together: it needs per_image=False")
+        raise SetupError("across_ranks pools all images together: it needs per_image=False")
 
 
 class LossMaxPooling(nn.Module):
@@ -329,7 +333,7 @@ class LossMaxPooling(nn.Module):
         across_ranks: bool = False,
     ) -> None:
         super().__init__()
-        _require(p, ratio, across_ranks and per_image)
+        _require(p, ratio, across_ranks and per_image, label_smoothing)
         self.p = p
         self.ratio = ratio
         self.ignore_index = ignore_index

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lightning_seg.errors import SetupError
+
 VoidRule = Literal["strict", "reference", "nearest"]
 _VOID = -1
 
@@ -45,7 +47,8 @@ def probability_gradient_loss(
         kernel_size: 3, 5 or 7.
         void: `strict` leaves out every pixel whose window holds a void pixel; `reference` lets
             void pixels be of no class, which makes edges around them, as the authors' code does;
-            `nearest` gives them the nearest label and leaves out only themselves.
+            `nearest` gives them the nearest label (Euclidean, of equally near ones the
+            smallest) and leaves out only themselves.
         ignore_index: The id of void pixels.
         normalize: Divide the kernel by the sum of its positive values (2, 4.2 and 6.436), so that
             gradients lie in [-1, 1] and one loss weight serves all sizes.
@@ -59,6 +62,7 @@ def probability_gradient_loss(
 
     Raises:
         ValueError: Another kernel size or void rule, or shapes that do not fit.
+        IndexError: On CPUs, a target that is no class.
 
     Example:
         A straight edge and uniform probabilities: label gradients are 2 and -2, those of the
@@ -76,6 +80,7 @@ def probability_gradient_loss(
     _require(kernel_size, void)
     if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
         logits = logits.float()
+    _require_classes(target, logits.shape[1], ignore_index)
     kernel = _Kernel.of(kernel_size, normalize, logits)
     labels, centre = _prepare(target, void, ignore_index, kernel_size // 2)
     with torch.autocast(logits.device.type, enabled=False):
@@ -84,6 +89,8 @@ def probability_gradient_loss(
             total: Tensor = _SparseSum.apply(logits, entries, kernel.value)
             count = entries.counts.sum()
         else:
+            if void == "strict":  # void pixels count nowhere, whatever is there
+                logits = torch.where((labels >= 0)[:, None], logits, 0)
             total, count = _dense_sum(logits, labels, centre, kernel)
     if not (across_ranks and dist.is_available() and dist.is_initialized()):
         return total / count.clamp(min=1)
@@ -150,9 +157,20 @@ class _Kernel(NamedTuple):
 
 def _require(kernel_size: int, void: str) -> None:
     if kernel_size not in (3, 5, 7):
-        raise ValueError(f"kernel_size must be 3, 5 or 7, not {kernel_size}")
+        raise SetupError(f"kernel_size must be 3, 5 or 7, not {kernel_size}")
     if void not in ("strict", "reference", "nearest"):
-        raise ValueError(f"void must be strict, reference or nearest, not {void!r}")
+        raise SetupError(f"void must be strict, reference or nearest, not {void!r}")
+
+
+def _require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Refuse what is no class, where looking costs no waiting for a device."""
+    if target.device.type != "cpu" or target.numel() == 0:
+        return
+    low, high = torch.aminmax(torch.where(target == ignore_index, 0, target))
+    if low < 0 or high >= classes:
+        raise IndexError(
+            f"target holds {int(low)}..{int(high)}; expected 0..{classes - 1} or {ignore_index}"
+        )
 
 
 def _prepare(

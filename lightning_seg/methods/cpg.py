@@ -16,6 +16,7 @@ paper's public parts: 1 is ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -65,8 +66,8 @@ class CPGModule(SegmentationModule):
         **options: Any,
     ) -> None:
         super().__init__(network, num_classes=num_classes, **options)
-        if lambda_cpg < 0:
-            raise SetupError(f"lambda_cpg must not be negative: {lambda_cpg} (--model.lambda_cpg)")
+        if not 0 <= lambda_cpg < math.inf:
+            raise SetupError(f"lambda_cpg must be 0 or more, not {lambda_cpg} (--model.lambda_cpg)")
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_cpg = lambda_cpg
         self.on_aux = on_aux

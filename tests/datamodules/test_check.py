@@ -407,6 +407,30 @@ def test_a_wrong_list_of_labelled_images_is_told(write_dataset, tmp_path: Path) 
     assert any("names nobody" in defect.message for defect in report.defects)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_jpeg_that_is_garbled_inside_is_a_defect(write_dataset, workers: int) -> None:
+    root = write_dataset({"train": 3, "val": 1}, size=(120, 160))
+    path = image_of(root, "train_1")
+    Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+    path.unlink()
+    data = bytearray(path.with_suffix(".jpg").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(value ^ 0x5A for value in data[middle : middle + 40])
+    path.with_suffix(".jpg").write_bytes(bytes(data))
+    (message,) = told(scan(opened(root), workers=workers), "train")
+    assert "train_1.jpg is damaged: Corrupt JPEG data" in message
+
+
+def test_two_files_of_one_name_leave_the_rest_to_be_read(write_dataset) -> None:
+    root = write_dataset({"train": 3, "val": 1})
+    path = image_of(root, "train_1")
+    Image.open(path).save(path.with_suffix(".bmp"))
+    report = scan(opened(root), workers=0)
+    (message,) = told(report, "train")
+    assert "same name but for their type" in message
+    assert report.splits["train"].labeled == 3
+
+
 def test_turned_images_are_noted(write_dataset) -> None:
     root = write_dataset({"train": 2, "val": 1})
     path = image_of(root, "train_0")

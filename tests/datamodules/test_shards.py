@@ -181,6 +181,34 @@ def test_a_shard_that_breaks_off_does_not_end_the_stream(tmp_path: Path) -> None
     assert {f"1-{number}.png" for number in range(4)} <= names
 
 
+def test_what_lies_behind_damage_is_found_again(tmp_path: Path) -> None:
+    write_shards(tmp_path, (8,))
+    data = bytearray((tmp_path / "000.tar").read_bytes())
+    with tarfile.open(tmp_path / "000.tar") as tar:
+        second = tar.getmembers()[2].offset  # images and texts take turns
+    data[second : second + 300] = b"\xff" * 300
+    (tmp_path / "000.tar").write_bytes(bytes(data))
+    with pytest.warns(UserWarning, match=r"damaged in front of 0-1\.txt"):
+        names = set(ids(module(UnlabeledShards(str(tmp_path / "*.tar"))).train_dataloader()))
+    assert names == everything((8,)) - {"0-1.png"}
+
+
+def test_one_good_shard_is_enough(tmp_path: Path) -> None:
+    write_shards(tmp_path, (2, 1, 1, 1))
+    for number in (1, 2, 3):
+        (tmp_path / f"00{number}.tar").write_bytes(b"no archive")
+    loader = module(UnlabeledShards(str(tmp_path / "*.tar")), iterations_per_epoch=20)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert set(ids(loader.train_dataloader())) == everything((2,))
+
+
+def test_web_addresses_are_quoted() -> None:
+    shards = UnlabeledShards("http://127.0.0.1:1/a folder/grün {0..1}.tar")
+    assert shards.urls == [
+        f"http://127.0.0.1:1/a%20folder/gr%C3%BCn%20{number}.tar" for number in range(2)
+    ]
+
+
 def test_shards_without_a_readable_image_are_an_error(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         add(tar, "text.jpg", b"no image")

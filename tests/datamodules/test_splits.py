@@ -125,6 +125,24 @@ def test_lists_of_another_dataset_are_left_alone(tmp_path: Path) -> None:
         assert scenes(tmp_path, labeled="1/8").split == module.split
 
 
+@pytest.mark.parametrize(
+    ("labeled", "told"),
+    [
+        ("train_00000\nnobody\n", "names nobody"),
+        ("", "names no images"),
+        ("train_00003\n", "no list"),
+    ],
+)
+def test_a_mistake_in_an_edited_list_is_an_error(tmp_path: Path, labeled: str, told: str) -> None:
+    folder = tmp_path / "splits/syntheticscenes/1_8/seed0"
+    folder.mkdir(parents=True)
+    (folder / "labeled.txt").write_text(labeled)
+    (folder / "unlabeled.txt").write_text("train_00001\n")
+    with pytest.raises(DataError, match=rf"{told}.*delete"):
+        scenes(tmp_path, labeled="1/8")
+    assert (folder / "labeled.txt").read_text() == labeled
+
+
 def test_an_edited_list_counts_whatever_its_length(tmp_path: Path) -> None:
     scenes(tmp_path, labeled="1/8")
     folder = tmp_path / "splits/syntheticscenes/1_8/seed0"
