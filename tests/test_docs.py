@@ -113,6 +113,17 @@ def test_the_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
     assert len(cli.datamodule.shards.urls) == 2
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/methods").glob("*.md")), ids=lambda p: p.stem)
+def test_the_commands_of_a_methods_page_parse(page: Path, tmp_path: Path) -> None:
+    scripts = blocks("sh", page.read_text())
+    assert scripts
+    for script in scripts:
+        bash(f"{script.rstrip()} --print_config > out.yaml", tmp_path)
+        assert "Module" in (tmp_path / "out.yaml").read_text()
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_the_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (script,) = blocks("python")
     short = script.replace(

@@ -89,8 +89,6 @@ def probability_gradient_loss(
             total: Tensor = _SparseSum.apply(logits, entries, kernel.value)
             count = entries.counts.sum()
         else:
-            if void == "strict":  # void pixels count nowhere, whatever is there
-                logits = torch.where((labels >= 0)[:, None], logits, 0)
             total, count = _dense_sum(logits, labels, centre, kernel)
     if not (across_ranks and dist.is_available() and dist.is_initialized()):
         return total / count.clamp(min=1)
@@ -117,7 +115,7 @@ def boundary_pixels(
     labels, centre = _prepare(target, void, ignore_index, kernel_size // 2)
     entries = _find_entries(labels, centre, kernel)
     found = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
-    found[entries.pixels[entries.counts > 0]] = True
+    found[entries.pixels[entries.at[entries.counts > 0]]] = True
     return found.view_as(target)
 
 
@@ -175,15 +173,16 @@ def _require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
 
 def _prepare(
     target: Tensor, void: VoidRule, ignore_index: int, reach: int
-) -> tuple[Tensor, Tensor]:
-    """Return labels with void as -1, and the pixels whose entries may count."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return labels with void as -1, and the pixels that may count.
+
+    None stands for the pixels that have no void in their window.
+    """
     valid = target != ignore_index
     labels = torch.where(valid, target, _VOID)
-    if void == "nearest":
-        return _fill(labels, reach), valid
     if void == "strict":
-        return labels, _window_max((~valid).float(), 2 * reach + 1) == 0
-    return labels, valid
+        return labels, None
+    return (_fill(labels, reach) if void == "nearest" else labels), valid
 
 
 def _fill(labels: Tensor, reach: int) -> Tensor:
@@ -222,14 +221,16 @@ def _window_max(values: Tensor, size: int) -> Tensor:
 
 
 class _Entries(NamedTuple):
-    """What counts: E pairs of a pixel and a class, with one gradient per direction."""
+    """What counts: E pairs of one of N pixels and a class, with one gradient per direction."""
 
     pixels: Tensor
-    """(E,) positions in the flattened (B, H, W)."""
+    """(N,) positions in the flattened (B, H, W)."""
+    windows: Tensor
+    """(T, N) positions of the T taps of each pixel's window."""
+    at: Tensor
+    """(E,) which of the pixels."""
     classes: Tensor
     """(E,) class ids."""
-    windows: Tensor
-    """(T, E) positions of the window's T taps in the flattened (B, H, W)."""
     truth: Tensor
     """(T, E), 1 where a tap has the class."""
     masks: Tensor
@@ -238,56 +239,61 @@ class _Entries(NamedTuple):
     """(E,) number of these."""
 
 
-def _find_entries(labels: Tensor, centre: Tensor, kernel: _Kernel) -> _Entries:
-    """List the pixels whose window holds several labels with each class that it holds."""
+def _find_entries(labels: Tensor, centre: Tensor | None, kernel: _Kernel) -> _Entries:
+    """List the pixels whose window holds several labels with each class that it holds.
+
+    Args:
+        labels: (B, H, W), void as -1.
+        centre: (B, H, W) bool, the pixels that may count; None for those without void around.
+        kernel: Says how large a window is.
+    """
     reach = kernel.size // 2
     rows, columns = labels.shape[1:]
+    labels = labels.to(torch.int32)
     values = labels.to(torch.float32)
-    several = _window_max(values, kernel.size) != -_window_max(-values, kernel.size)
-    pixels = torch.nonzero((several & centre).flatten())[:, 0]
-    image, row, column = (
-        pixels // (rows * columns),
-        pixels // columns % rows,
-        pixels % columns,
-    )
+    highest, lowest = _window_max(values, kernel.size), -_window_max(-values, kernel.size)
+    several = (highest != lowest) & ((lowest > _VOID) if centre is None else centre)
+    pixels = torch.nonzero(several.flatten())[:, 0]
+    image, row = pixels // (rows * columns), pixels // columns % rows
+    column = pixels % columns
     step = torch.arange(-reach, reach + 1, device=labels.device)[:, None]
     high = (row + step).clamp(0, rows - 1) * columns + image * (rows * columns)
     wide = (column + step).clamp(0, columns - 1)
-    windows = (high[:, None] + wide).flatten(0, 1)  # (T, number of pixels)
+    windows = (high[:, None] + wide).flatten(0, 1)
     held = labels.flatten()[windows]
     # the classes of each window in rising order; few windows hold more than two
-    found: list[tuple[Tensor, Tensor]] = []
-    none = torch.iinfo(held.dtype).max
+    top = highest.flatten()[pixels].to(torch.int32)
     which = torch.arange(len(pixels), device=labels.device)
-    last = torch.full_like(which, _VOID)
-    rest = held
+    last, rest = torch.full_like(top, _VOID), held
+    none = torch.iinfo(torch.int32).max
+    found = [(which[:0], last[:0])]
     while len(which):
-        following = torch.where(rest > last, rest, none).amin(0)
-        more = following < none
-        which, last, rest = which[more], following[more], rest[:, more]
+        last = torch.where(rest > last, rest, none).amin(0)
         found.append((which, last))
-    at = torch.cat([which for which, _ in found]) if found else which
-    classes = torch.cat([last for _, last in found]) if found else last
+        more = last < top[which]
+        if not bool(more.all()):
+            which, last, rest = which[more], last[more], rest[:, more]
+    at, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
     truth = (held[:, at] == classes).to(kernel.integer.dtype)
     masks = (kernel.integer @ truth != 0).to(kernel.integer.dtype)
-    return _Entries(pixels[at], classes, windows[:, at], truth, masks, masks.sum(0))
+    return _Entries(pixels, windows, at, classes.long(), truth, masks, masks.sum(0))
 
 
 class _SparseSum(torch.autograd.Function):
-    """The sum of squares over entries, on the probabilities of just the pixels they touch."""
+    """The sum of squares over entries, on the probabilities of just the S pixels they touch."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, entries: _Entries, kernel: Tensor) -> Tensor:
         images, classes, rows, columns = logits.shape
-        flat = logits.reshape(images, classes, -1)
         touched = torch.zeros(images * rows * columns, dtype=torch.bool, device=logits.device)
         touched[entries.windows.flatten()] = True
-        places = torch.nonzero(touched)[:, 0]
-        image, position = places // (rows * columns), places % (rows * columns)
-        compact = torch.empty(len(touched), dtype=torch.long, device=logits.device)
-        compact[places] = torch.arange(len(places), device=logits.device)
-        probabilities = flat[image, :, position].T.contiguous().softmax(0)  # (C, S)
-        index = entries.classes * len(places) + compact[entries.windows]
+        places = [torch.nonzero(part)[:, 0] for part in touched.view(images, -1)]
+        compact = touched.cumsum(0) - 1
+        flat = logits.reshape(images, classes, -1)
+        picked = [part.index_select(1, at) for part, at in zip(flat, places, strict=True)]
+        probabilities = torch.cat(picked, 1).softmax(0)  # (C, S)
+        index = compact[entries.windows][:, entries.at]
+        index += entries.classes * probabilities.shape[1]
         difference = probabilities.flatten()[index] - entries.truth
         error = (kernel @ difference) * entries.masks
         if ctx.needs_input_grad[0]:
@@ -295,25 +301,30 @@ class _SparseSum(torch.autograd.Function):
             gradient.view(-1).index_add_(0, index.flatten(), (kernel.T @ (2 * error)).flatten())
             gradient *= probabilities
             gradient -= probabilities * gradient.sum(0)
-            ctx.save_for_backward(gradient, image, position)
+            ctx.save_for_backward(gradient, *places)
             ctx.shape = logits.shape
         return error.square().sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
-        compact, image, position = ctx.saved_tensors
+        compact, *places = ctx.saved_tensors
         images, classes, rows, columns = ctx.shape
         gradient = compact.new_zeros(images, classes, rows * columns)
-        gradient[image, :, position] = (compact * outputs[0]).T
+        parts = (compact * outputs[0]).split([len(at) for at in places], 1)
+        for image, at, part in zip(gradient, places, parts, strict=True):
+            image.index_copy_(1, at, part)
         return gradient.view(ctx.shape), None, None
 
 
 def _dense_sum(
-    logits: Tensor, labels: Tensor, centre: Tensor, kernel: _Kernel
+    logits: Tensor, labels: Tensor, centre: Tensor | None, kernel: _Kernel
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of squares and the number of entries, by convolution of all class maps."""
     classes = logits.shape[1]
+    if centre is None:  # void pixels count nowhere, whatever their logits are
+        logits = torch.where((labels >= 0)[:, None], logits, 0)
+        centre = _window_max((labels < 0).float(), kernel.size) == 0
     truth = F.one_hot(labels.clamp(min=0), classes).movedim(-1, 1).to(logits.dtype)
     truth = truth * (labels >= 0)[:, None]
     with torch.no_grad():
