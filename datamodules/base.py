@@ -37,7 +37,7 @@ from datamodules.loading import (
 from datamodules.presence import class_pixels
 from datamodules.sampling import ClassSampler, KeySampler
 from datamodules.shards import UnlabeledShards
-from datamodules.sources import AllVoid, FileSource, Joined, Source, Subset, files
+from datamodules.sources import FileSource, Joined, Relabeled, Source, Subset, files
 from datamodules.splits import LabelSplit, divide
 
 Split = Literal["train", "val", "test"]
@@ -327,7 +327,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             {name: path for name, path in extra.items() if path.resolve() not in there},
             cache=self.cache,
         )
-        return Joined([lost, AllVoid(added) if self.unlabeled_masks else added])
+        return Joined([lost, Relabeled(added, void=True) if self.unlabeled_masks else added])
 
     def _watched(self, whole: Source, split: LabelSplit | None) -> list[Source]:
         """Return the examples that must not be among the unlabelled ones."""

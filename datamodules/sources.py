@@ -196,15 +196,17 @@ class Joined(Source):
         return self.sources[part].read(index - begin, reduce)._replace(id=self._ids[index])
 
 
-class AllVoid(Source):
-    """The images of a source, every pixel of them void.
+class Relabeled(Source):
+    """The images of a source without its labels.
 
     Args:
         source: Any source.
+        void: Give them masks that are all void, where other images have masks.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, void: bool = False) -> None:
         self.source = source
+        self.void = void
 
     @property
     def ids(self) -> Sequence[str]:
@@ -212,34 +214,14 @@ class AllVoid(Source):
         return self.source.ids
 
     def read(self, index: int, reduce: int = 1) -> Example:
-        """Return an example with a mask that says nothing."""
+        """Return an example without its mask, or with one that says nothing."""
         example = self.source.read(index, reduce)
-        return example._replace(mask=np.full(example.size, VOID, np.uint8))
-
-
-class Unlabeled(Source):
-    """The images of a source whose labels nobody is to see.
-
-    Args:
-        source: Any source.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """The names of the examples."""
-        return self.source.ids
-
-    def read(self, index: int, reduce: int = 1) -> Example:
-        """Return an example without its mask."""
-        return self.source.read(index, reduce)._replace(mask=None)
+        return example._replace(mask=np.full(example.size, VOID, np.uint8) if self.void else None)
 
 
 def without_labels(source: Source) -> Source:
     """Take the masks away; those of files are not even read."""
-    return source.without_labels() if isinstance(source, FileSource) else Unlabeled(source)
+    return source.without_labels() if isinstance(source, FileSource) else Relabeled(source)
 
 
 def files(source: Source) -> list[Path]:
@@ -249,7 +231,7 @@ def files(source: Source) -> list[Path]:
     if isinstance(source, Subset):
         whole = files(source.source)
         return [whole[number] for number in source.numbers] if whole else []
-    return files(source.source) if isinstance(source, Unlabeled) else []
+    return files(source.source) if isinstance(source, Relabeled) else []
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,74 @@
+"""Trainings of a few steps on drawn scenes, of which everything is kept."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers.logger import Logger
+
+from datamodules import SyntheticScenesDataModule
+
+SMALL = {"train_size": 8, "val_size": 3, "image_size": (32, 40), "crop_size": 24, "batch_size": 4}
+SMALL_WORDS = [
+    "--data.image_size=[32,40]",
+    "--data.crop_size=24",
+    "--data.train_size=4",
+    "--data.val_size=2",
+    "--data.batch_size=2",
+    "--data.num_workers=0",
+    "--trainer.accelerator=cpu",
+    "--trainer.logger=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--model.network=tiny.TinyNet",
+]
+
+
+class Kept(Logger):
+    """Keeps what is logged, by the step it is logged with."""
+
+    name, version = "kept", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        pass
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self.rows.setdefault(step, {}).update(metrics)
+
+
+class Batches(L.Callback):
+    """Keeps the batches and, before each step, the network's weights; may cut some labels away."""
+
+    def __init__(self, change=None) -> None:
+        self.change, self.seen = change, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if self.change is not None:
+            self.change(batch)
+        self.seen.append((deepcopy(batch), deepcopy(pl_module.network)))
+
+
+def scenes(**options) -> SyntheticScenesDataModule:
+    return SyntheticScenesDataModule(**{**SMALL, "num_workers": 0, "seed": 0, **options})
+
+
+def fit(ours, folder: Path, data=None, change=None, **options) -> tuple[Batches, Kept]:
+    seen, kept = Batches(change), Kept()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    defaults = {"max_steps": 1, "log_every_n_steps": 1, "limit_val_batches": 0}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=kept,
+        callbacks=[seen],
+        enable_checkpointing=False,
+        **{**quiet, **defaults, **options},
+    )
+    trainer.fit(ours, data or scenes())
+    return seen, kept
