@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cli
-from lightning_seg.losses import cross_entropy
+from lightning_seg.losses import cross_entropy, loss_max_pooling, probability_gradient_loss
 from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -29,6 +29,35 @@ def test_loss_and_metrics_neither_wait_for_the_device_nor_differ_from_the_cpu() 
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(metrics.counts.cpu(), expected.counts)
     torch.testing.assert_close(mean.compute().cpu(), cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("p", [1.0, 1.05, 1.3, 1.7, 3.0, float("inf")])
+def test_loss_max_pooling_neither_waits_for_the_device_nor_differs(p: float) -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 5, 64, 80), torch.randint(0, 5, (2, 64, 80))
+    target[:, :9] = 255
+    here, there = logits.clone().requires_grad_(), logits.cuda().requires_grad_()
+    on_device = target.cuda()
+    loss_max_pooling(here, target, p=p).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_max_pooling(there, on_device, p=p).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(there.grad.cpu(), here.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["auto", "sparse", "dense"])
+@pytest.mark.parametrize("void", ["strict", "reference", "nearest"])
+def test_probability_gradients_do_not_differ_from_the_cpu(form: str, void: str) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 64, 80)
+    target = torch.randint(0, 5, (2, 8, 10)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    target[:, 20:24, 30:50] = 255
+    here, there = logits.clone().requires_grad_(), logits.cuda().requires_grad_()
+    probability_gradient_loss(here, target, 5, void).backward()
+    probability_gradient_loss(there, target.cuda(), 5, void, form=form).backward()
+    torch.testing.assert_close(there.grad.cpu(), here.grad, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
