@@ -84,16 +84,18 @@ class KeySampler(DistributedSampler[SampleKey]):
     def __iter__(self) -> Iterator[SampleKey]:
         start, self._skip = self._skip, 0
         for position in range(start, len(self)):
-            step = position * self.num_replicas + self.rank
-            if not self.shuffle:
-                yield SampleKey(step % self.size, counted=step < self.size)
-                continue
-            if self.length is None:
-                turn, place = self.epoch, step % self.size
-            else:
-                before = self.epoch * self.length * self.num_replicas
-                turn, place = divmod(before + step, self.size)
-            yield SampleKey(int(self._shuffled(turn)[place]), self._draw(self.epoch, step))
+            yield self._key(position * self.num_replicas + self.rank)
+
+    def _key(self, step: int) -> SampleKey:
+        """Return the key of a step of this epoch, counted over all ranks."""
+        if not self.shuffle:
+            return SampleKey(step % self.size, counted=step < self.size)
+        if self.length is None:
+            turn, place = self.epoch, step % self.size
+        else:
+            before = self.epoch * self.length * self.num_replicas
+            turn, place = divmod(before + step, self.size)
+        return SampleKey(int(self._shuffled(turn)[place]), self._draw(self.epoch, step))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the keys of an epoch depend on beside its number: nothing."""
@@ -145,13 +147,10 @@ class ClassSampler(KeySampler):
         if skip == 0 and self._next is not None:
             self._now, self._next = self._next, None
 
-    def __iter__(self) -> Iterator[SampleKey]:
-        start, self._skip = self._skip, 0
-        for position in range(start, len(self)):
-            step = position * self.num_replicas + self.rank
-            rng = np.random.default_rng((self.seed, self.stream, self.epoch, step))
-            members = self.members[rng.choice(len(self.members), p=self._now)]
-            yield SampleKey(int(rng.choice(members)), int(rng.integers(1 << 32)))
+    def _key(self, step: int) -> SampleKey:
+        rng = np.random.default_rng((self.seed, self.stream, self.epoch, step))
+        members = self.members[rng.choice(len(self.members), p=self._now)]
+        return SampleKey(int(rng.choice(members)), int(rng.integers(1 << 32)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the probabilities of this epoch and of the next."""

@@ -123,32 +123,22 @@ def loss_max_pooling_weights(
     exact = losses.dtype == torch.float64
     rows = losses.detach().to(torch.float64 if exact else torch.float32)
     if valid is None:
-        count = torch.full_like(rows[..., :1], rows.shape[-1])
-    else:
-        count = valid.sum(-1, keepdim=True).to(rows.dtype)
-        rows = torch.where(valid, rows, 0)
-    weights = _weights(rows, count, p, ratio)
-    return weights if valid is None or not _is_mean(p, ratio) else weights * valid
+        valid = torch.ones_like(rows, dtype=torch.bool)
+    return _weights(torch.where(valid, rows, 0), valid, p, ratio)
 
 
-def _weights(rows: Tensor, count: Tensor, p: float, ratio: float) -> Tensor:
-    """Return the weights of rows that are 0 where not valid, with `count` valid losses.
-
-    The plain mean gives the invalid ones weight too: their losses are 0.
-    """
+def _weights(rows: Tensor, valid: Tensor, p: float, ratio: float) -> Tensor:
+    """Return the weights of rows that are 0 where not valid."""
+    count = valid.sum(-1, keepdim=True).to(rows.dtype)
     least, largest = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
     sound = (least >= 0) & (largest < math.inf)  # false for NaN
     count = torch.where(sound, count, math.nan)  # which passes to all weights of the row
     support = (ratio * count).clamp(min=1)
-    if _is_mean(p, ratio):
-        return (1 / count.clamp(min=1)).expand_as(rows)
+    if ratio == 1 or p == math.inf:
+        return valid / count.clamp(min=1)
     if p == 1:
         return _largest(rows, support)
     return _norm_bounded(rows, count, support, largest, p)
-
-
-def _is_mean(p: float, ratio: float) -> bool:
-    return ratio == 1 or p == math.inf
 
 
 def _norm_bounded(
@@ -247,10 +237,9 @@ def _pooled(
     if across_ranks:
         return _pooled_across_ranks(losses, valid, p, ratio)
     shape = (len(losses), -1) if per_image else (1, -1)
-    count = valid.reshape(shape).sum(-1, keepdim=True).to(losses.dtype)
-    weights = _weights(losses.detach().reshape(shape), count, p, ratio).view_as(losses)
-    weights = weights * valid if _is_mean(p, ratio) else weights
-    groups = (count > 0).sum().clamp(min=1)
+    weights = _weights(losses.detach().reshape(shape), valid.reshape(shape), p, ratio)
+    weights = weights.view_as(losses)
+    groups = valid.reshape(shape).any(-1).sum().clamp(min=1)
     return PooledLoss((weights * losses).sum() / groups, losses.detach(), weights)
 
 
@@ -289,7 +278,7 @@ def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) 
         dist.all_gather(gathered, all_losses)
         dist.all_gather(counted, all_valid.to(torch.uint8))
         all_losses, all_valid = torch.cat(gathered, 1), torch.cat(counted, 1).bool()
-    every = _weights(all_losses, all_valid.sum(-1, keepdim=True).to(losses.dtype), p, ratio)
+    every = _weights(all_losses, all_valid, p, ratio)
     weights = every[0, rank * losses.numel() :][: losses.numel()].view_as(losses)
     mine = processes * (weights * losses).sum()  # the mean over processes is the whole
     value = (every * all_losses).sum()
