@@ -316,6 +316,8 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
                 "unlabelled images: --data.labeled 1/8 takes labels away, --data.unlabeled FOLDER "
                 "adds images"
             )
+        if not extra:
+            return lost
         used = {path.resolve() for source in self._watched(whole, split) for path in files(source)}
         if both := sorted(str(path) for path in extra.values() if path.resolve() in used):
             raise DataError(

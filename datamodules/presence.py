@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from datamodules.errors import DataError
-from datamodules.sources import FileSource, Source
+from datamodules.sources import Source
 
 
 def class_pixels(
@@ -24,16 +24,18 @@ def class_pixels(
     Args:
         source: Labelled examples.
         num_classes: Number of classes C.
-        folder: Keeps the counts, to be read again as long as no mask file changes. Of several
+        folder: Keeps the counts, to be read again as long as no label changes. Of several
             processes one counts, the others wait.
         threads: How many masks are read at once.
 
     Returns:
         (len(source), C). A mask that cannot be read counts as empty; it is told when it is used.
     """
-    if folder is None:
+    version = None if folder is None else source.labels_version()
+    if folder is None or version is None:
         return _count(source, num_classes, threads)
-    kept = folder / f"class_pixels-{_digest(source, num_classes)}.npy"
+    digest = sha256(f"{num_classes}\n{version}".encode()).hexdigest()[:16]
+    kept = folder / f"class_pixels-{digest}.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{kept}.lock"):
@@ -64,13 +66,3 @@ def _count(source: Source, num_classes: int, threads: int) -> NDArray[np.int64]:
     with ThreadPoolExecutor(threads) as pool:
         rows = pool.map(pixels, range(len(source)))
         return np.stack(list(track(rows, "looking for classes", total=len(source))))
-
-
-def _digest(source: Source, num_classes: int) -> str:
-    """Name what the counts depend on."""
-    parts = [str(num_classes), *source.ids]
-    if isinstance(source, FileSource) and source.masks is not None and source.decode is not None:
-        states = [source.masks[name].stat() for name in source.ids]
-        parts += [f"{state.st_size} {state.st_mtime_ns}" for state in states]
-        parts.append(source.decode.fingerprint)
-    return sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -54,6 +54,10 @@ class Source(ABC):
             DataError: It cannot be used.
         """
 
+    def labels_version(self) -> str | None:
+        """Return a text that changes with any label; None where that cannot be told."""
+        return None
+
     def mask(self, index: int) -> NDArray[np.uint8] | None:
         """Return an example's (H, W) labels, where that goes without its image."""
         return self.read(index).mask
@@ -114,6 +118,14 @@ class FileSource(Source):
             )
         return example._replace(mask=mask)
 
+    def labels_version(self) -> str | None:
+        """Return the decoder, and name, size and time of every mask file."""
+        if self.masks is None or self.decode is None:
+            return None
+        states = [(name, self.masks[name].stat()) for name in self._ids]
+        lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
+        return "\n".join([self.decode.fingerprint, *lines])
+
     def mask(self, index: int) -> NDArray[np.uint8] | None:
         """Read an example's labels alone."""
         if self.masks is None or self.decode is None:
@@ -161,6 +173,15 @@ class Subset(Source):
     def ids(self) -> list[str]:
         """The names of the examples."""
         return self._ids
+
+    def labels_version(self) -> str | None:
+        """Return the whole's, and which of it are chosen."""
+        whole = self.source.labels_version()
+        return None if whole is None else f"{whole}\n{self.numbers}"
+
+    def mask(self, index: int) -> NDArray[np.uint8] | None:
+        """Return one of the chosen examples' labels."""
+        return self.source.mask(self.numbers[index])
 
     def read(self, index: int, reduce: int = 1) -> Example:
         """Return one of the chosen examples."""

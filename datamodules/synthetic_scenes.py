@@ -104,6 +104,10 @@ class SceneSource(Source):
         """`train_00000`, `train_00001`, ..."""
         return [f"{self.split}_{index:05d}" for index in range(self.size)]
 
+    def labels_version(self) -> str:
+        """Return what decides the scenes."""
+        return f"{self.split} {self.size} {self.image_size} {self.seed}"
+
     def read(self, index: int, reduce: int = 1) -> Example:
         """Draw a scene, always at its full size."""
         rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index))

@@ -171,7 +171,8 @@ def test_normalising_in_the_loader_is_an_error(step: str) -> None:
 
 
 def test_nested_steps_and_live_transforms() -> None:
-    albumentations = pytest.importorskip("albumentations")
+    import albumentations
+
     blur = {"GaussianBlur": {"sigma_limit": [2.0, 2.0], "p": 1.0}}
     named = Augmentation([{"OneOf": {"transforms": [blur], "p": 1.0}}], (32, 32))
     live = Augmentation([albumentations.GaussianBlur(sigma_limit=(2.0, 2.0), p=1.0)], (32, 32))

@@ -72,7 +72,8 @@ def test_pixels_are_those_of_scale_then_crop(shape, size) -> None:
 
 def test_scale_and_window_have_albumentations_distribution() -> None:
     """The same image by albumentations: equal distributions of scale and of both offsets."""
-    albumentations = pytest.importorskip("albumentations")
+    import albumentations
+
     shape, size = (80, 120), (40, 48)
     pipeline = albumentations.Compose(
         [

@@ -13,8 +13,6 @@ from PIL import Image
 
 from datamodules import DataError, SyntheticScenesDataModule, UnlabeledShards
 
-pytest.importorskip("webdataset")
-
 
 def write_shards(folder: Path, sizes: tuple[int, ...]) -> None:
     """Write `{shard}-{number}.png` of one colour each, with a text beside every image."""
