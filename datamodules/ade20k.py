@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from datamodules.labels import MaskDecoder
-from datamodules.official import OfficialDataModule, Origin, pair
+from datamodules.official import OfficialDataModule, Origin
 from datamodules.sources import FileSource
 
 PALETTE = {
@@ -208,7 +208,5 @@ class ADE20KDataModule(OfficialDataModule):
         """Return a split's files."""
         home = ORIGIN.home(self.root, "annotations", "ADEChallengeData2016")
         images_in, masks_in = (home / kind / FOLDERS[split] for kind in ("images", "annotations"))
-        images, masks = ORIGIN.files(images_in), ORIGIN.files(masks_in)
-        where = f"{images_in} and {masks_in}"
-        pairs = pair(images.keys() | masks.keys(), images, masks, where, self.skip_unpaired)
+        pairs = ORIGIN.pairs(images_in, masks_in, self.skip_unpaired)
         return FileSource(pairs.images, pairs.masks, self.decoder)

@@ -7,7 +7,7 @@ from typing import Any
 
 from datamodules.base import Split
 from datamodules.folder import FolderDataModule
-from datamodules.official import Origin, pair
+from datamodules.official import Origin
 from datamodules.sources import FileSource
 
 PALETTE = {
@@ -68,9 +68,7 @@ class CamVidDataModule(FolderDataModule):
         name = self.layout.splits[split]
         masks_in = self.root / f"{name}annot"
         if masks_in.is_dir():
-            images, masks = ORIGIN.files(self.root / name), ORIGIN.files(masks_in)
-            where = f"{self.root / name} and {masks_in}"
-            pairs = pair(images.keys() | masks.keys(), images, masks, where, self.skip_unpaired)
+            pairs = ORIGIN.pairs(self.root / name, masks_in, self.skip_unpaired)
             return FileSource(pairs.images, pairs.masks, self.decoder)
         if not any(self.layout.has(each) for each in self.layout.splits):
             raise ORIGIN.missing(masks_in if self.root.is_dir() else self.root)

@@ -54,6 +54,12 @@ class Origin(NamedTuple):
             raise self.missing(folder)
         return by_stem(list_images(folder), folder, suffix)
 
+    def pairs(self, images_in: Path, masks_in: Path, skip: bool) -> Pairs:
+        """Return all images and masks of two folders, paired by their names; see `pair`."""
+        images, masks = self.files(images_in), self.files(masks_in)
+        where = f"{images_in} and {masks_in}"
+        return pair(images.keys() | masks.keys(), images, masks, where, skip)
+
     def lines(self, path: Path) -> list[str]:
         """Return the lines of a list file."""
         if not path.is_file():

@@ -15,7 +15,7 @@ from datamodules.errors import DataError
 from datamodules.files import image_size
 from datamodules.folder import FolderDataModule
 from datamodules.labels import MaskDecoder
-from datamodules.official import Origin, pair
+from datamodules.official import Origin
 from datamodules.sources import Example, FileSource
 
 PALETTE = {"background": [0, 0, 0], "horse": [255, 255, 255]}
@@ -70,9 +70,7 @@ class WeizmannHorseDataModule(FolderDataModule):
         """Pair the files of a split in either layout."""
         masks_in = self.root / "figure_ground"
         if masks_in.is_dir():
-            images, masks = ORIGIN.files(self.root / "rgb"), ORIGIN.files(masks_in)
-            where = f"{self.root / 'rgb'} and {masks_in}"
-            pairs = pair(images.keys() | masks.keys(), images, masks, where, self.skip_unpaired)
+            pairs = ORIGIN.pairs(self.root / "rgb", masks_in, self.skip_unpaired)
             pairs = pairs.only(_divided(pairs.images, split))
             # nearest to 0 or to 255 is below 128 or not
             decoder = MaskDecoder([0, 255], unknown_values="nearest")

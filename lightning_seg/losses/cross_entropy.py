@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_seg.losses.inputs import at_least_float32
+
 
 def cross_entropy(
     logits: Tensor,
@@ -40,8 +42,7 @@ def cross_entropy(
         >>> round(cross_entropy(logits, target).item(), 4)
         0.4904
     """
-    if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
-        logits = logits.float()
+    logits = at_least_float32(logits)
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
     total = F.cross_entropy(

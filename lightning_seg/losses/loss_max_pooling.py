@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
+from lightning_seg.losses.inputs import at_least_float32, require_fit
 
 # Powers (l / l_max)^q stay in the range of float32 up to this q, of float64 up to the next
 _Q_FLOAT32, _Q_FLOAT64 = 4.5, 8.0
@@ -224,13 +225,8 @@ def _pooled(
     across_ranks: bool,
 ) -> PooledLoss:
     _require(p, ratio, across_ranks and per_image, label_smoothing)
-    if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: expected "
-            "(B, C, H, W) and (B, H, W)"
-        )
-    if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
-        logits = logits.float()
+    require_fit(logits, target)
+    logits = at_least_float32(logits)
     valid = target != ignore_index
     losses = _pixel_losses(logits, target, valid, class_weights, label_smoothing)
     losses = torch.where(valid, losses, 0)

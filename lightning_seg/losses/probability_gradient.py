@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_seg.errors import SetupError
+from lightning_seg.losses.inputs import at_least_float32, require_fit
 
 VoidRule = Literal["strict", "reference", "nearest"]
 _VOID = -1
@@ -72,14 +73,9 @@ def probability_gradient_loss(
         >>> probability_gradient_loss(torch.zeros(1, 2, 4, 4), target)
         tensor(4.)
     """
-    if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: expected "
-            "(B, C, H, W) and (B, H, W)"
-        )
+    require_fit(logits, target)
     _require(kernel_size, void)
-    if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
-        logits = logits.float()
+    logits = at_least_float32(logits)
     _require_classes(target, logits.shape[1], ignore_index)
     kernel = _Kernel.of(kernel_size, normalize, logits)
     labels, centre = _prepare(target, void, ignore_index, kernel_size // 2)

@@ -1,0 +1,26 @@
+"""What losses ask of their input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits of less than 32 bits as float32, others as they are."""
+    if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
+        return logits.float()
+    return logits
+
+
+def require_fit(logits: Tensor, target: Tensor) -> None:
+    """Refuse logits that are not (B, C, H, W) or a target that is not (B, H, W).
+
+    Raises:
+        ValueError: With both shapes.
+    """
+    if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: expected "
+            "(B, C, H, W) and (B, H, W)"
+        )
