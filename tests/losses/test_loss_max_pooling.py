@@ -9,21 +9,17 @@ Nothing here is compared with the code's own output: the references are written 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linprog, minimize
+from two_processes import in_two_processes
 
 from lightning_seg.losses import LossMaxPooling, loss_max_pooling, loss_max_pooling_weights
 
-ROOT = Path(__file__).resolve().parents[2]
 INF = math.inf
 NORMS = [1, 1.0001, 1.01, 1.1, 1.15, 1.3, 1.7, 2, 3, 10, 100, INF]
 SIZES = [1, 2, 3, 5, 8, 13, 24, 31]
@@ -705,35 +701,6 @@ def test_compiled_equals_eager(options):
 
 # Processes
 
-SCRIPT = """
-import sys, types
-# losses need torch alone: without the package's __init__ a process starts in a third of the time
-package = sys.modules["lightning_seg"] = types.ModuleType("lightning_seg")
-package.__path__ = [sys.argv[3] + "/lightning_seg"]
-import torch
-import torch.distributed as dist
-from lightning_seg.losses import LossMaxPooling, loss_max_pooling
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-cases = torch.load(f"{folder}/cases.pt")
-results = []
-for logits, target, p, ratio in cases:
-    leaf = logits[rank].clone().requires_grad_()
-    loss = loss_max_pooling(
-        leaf, target[rank], p, ratio, per_image=False, across_ranks=True
-    )
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    results.append((loss.detach(), gradient))
-if rank == 0:  # alone: evaluation talks to nobody, or this hangs
-    module = LossMaxPooling(per_image=False, across_ranks=True).eval()
-    assert module(cases[0][0][0], cases[0][1][0]).isfinite()
-torch.save(results, f"{folder}/rank{rank}.pt")
-dist.barrier()
-dist.destroy_process_group()
-"""
-
 
 def test_two_processes_equal_one_with_all_images(tmp_path):
     cases = []
@@ -743,25 +710,10 @@ def test_two_processes_equal_one_with_all_images(tmp_path):
             logits, target = (torch.stack(each) for each in zip(*parts, strict=True))
             logits[0] *= 3
             cases.append((logits, target, p, ratio))
-    torch.save(cases, tmp_path / "cases.pt")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path), str(ROOT)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for run in runs:
-            _, told = run.communicate(timeout=120)
-            assert run.returncode == 0, told
-    finally:
-        for run in runs:
-            run.kill()
-    found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    loss = "loss_max_pooling(leaf, labels, *rest, per_image=False, across_ranks=True)"
+    found = in_two_processes(
+        cases, loss, "LossMaxPooling(per_image=False, across_ranks=True)", tmp_path
+    )
     for (logits, target, p, ratio), *ranks in zip(cases, *found, strict=True):
         leaf = logits.clone().requires_grad_()
         alone = loss_max_pooling(leaf.flatten(0, 1), target.flatten(0, 1), p, ratio,

@@ -7,14 +7,11 @@ does, with kernels typed from their tables, in float64, where `!= 0` can be told
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from two_processes import in_two_processes
 
 from lightning_seg.losses import (
     ProbabilityGradientLoss,
@@ -22,7 +19,6 @@ from lightning_seg.losses import (
     probability_gradient_loss,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = [3, 5, 7]
 VOID = ["strict", "reference", "nearest"]
 FORMS = ["sparse", "dense"]
@@ -593,33 +589,6 @@ def test_module_equals_function():
 
 # Processes
 
-SCRIPT = """
-import sys, types
-# losses need torch alone: without the package's __init__ a process starts in a third of the time
-package = sys.modules["lightning_seg"] = types.ModuleType("lightning_seg")
-package.__path__ = [sys.argv[3] + "/lightning_seg"]
-import torch
-import torch.distributed as dist
-from lightning_seg.losses import ProbabilityGradientLoss, probability_gradient_loss
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-cases = torch.load(f"{folder}/cases.pt")
-results = []
-for logits, target, options in cases:
-    leaf = logits[rank].clone().requires_grad_()
-    loss = probability_gradient_loss(leaf, target[rank], **options, across_ranks=True)
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    results.append((loss.detach(), gradient))
-if rank == 0:  # alone: evaluation talks to nobody, or this hangs
-    module = ProbabilityGradientLoss(across_ranks=True).eval()
-    assert module(cases[0][0][0], cases[0][1][0]).isfinite()
-torch.save(results, f"{folder}/rank{rank}.pt")
-dist.barrier()
-dist.destroy_process_group()
-"""
-
 
 def test_two_processes_equal_one_with_all_images(tmp_path):
     cases = []
@@ -631,25 +600,8 @@ def test_two_processes_equal_one_with_all_images(tmp_path):
                 for rank in flat:  # a process without an edge
                     target[rank] = 1 if rank else 255
                 cases.append((logits, target, {"void": void, "form": form}))
-    torch.save(cases, tmp_path / "cases.pt")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path), str(ROOT)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for run in runs:
-            _, told = run.communicate(timeout=120)
-            assert run.returncode == 0, told
-    finally:
-        for run in runs:
-            run.kill()
-    found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    loss = "probability_gradient_loss(leaf, labels, **rest[0], across_ranks=True)"
+    found = in_two_processes(cases, loss, "ProbabilityGradientLoss(across_ranks=True)", tmp_path)
     for (logits, target, options), *ranks in zip(cases, *found, strict=True):
         expected, gradient = value_and_gradient(
             lambda values, labels, **options: reference(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from copy import deepcopy
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import SMALL_WORDS, fit, scenes
+from small_runs import SMALL_WORDS, cut_labels, fit, outputs, scenes, tiny
 from tiny import TinyNet
 
 import cli
@@ -20,15 +19,8 @@ from lightning_seg.losses import CrossEntropy, LossMaxPooling
 WORDS = [*SMALL_WORDS, "--model=CPGModule"]
 
 
-def module(kind=CPGModule, aux=False, dropout=0.0, **options):
-    torch.manual_seed(0)
-    net = TinyNet(8, aux=aux, dropout=dropout)
-    return kind(net, num_classes=8, optimizer=torch.optim.SGD, lr=0.05, **options)
-
-
-def cut_labels(batch) -> None:
-    batch["mask"][0, 5:12] = 255
-    batch["mask"][1] = 255
+def module(kind=CPGModule, **options):
+    return tiny(kind, **options)
 
 
 def gradients(maps, size):
@@ -62,15 +54,6 @@ def expected_cpg(logits, target, kernel_size=3, void="strict", normalize=False) 
 
 def expected_ce(logits, target) -> float:
     return F.cross_entropy(logits.double(), target, ignore_index=255).item()
-
-
-def outputs(seen: tuple) -> tuple[dict, torch.Tensor]:
-    batch, network = seen
-    mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
-    std = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
-    with torch.no_grad():
-        found = network((batch["image"].float() / 255 - mean) / std)
-    return (found if isinstance(found, dict) else {"out": found}), batch["mask"]
 
 
 @pytest.mark.parametrize("options", [
@@ -149,16 +132,6 @@ def test_the_share_of_boundaries_is_computed_at_the_steps_that_are_logged_only(
     for step, row in kept.rows.items():
         assert step in (2, 5)
         assert {"train/loss", "train/loss_pixel", "train/loss_cpg", "train/boundary"} <= set(row)
-
-
-def test_a_batch_without_labels_trains_nothing(tmp_path) -> None:
-    ours = module()
-    before = deepcopy(ours.network.state_dict())
-    _, kept = fit(ours, tmp_path, change=lambda batch: batch["mask"].fill_(255))
-    assert kept.rows[0]["train/loss"] == 0
-    assert all(math.isfinite(value) for value in kept.rows[0].values())
-    for name, value in ours.network.named_parameters():
-        assert torch.equal(value, before[name])
 
 
 def test_the_labelled_group_of_a_semi_supervised_batch(tmp_path) -> None:

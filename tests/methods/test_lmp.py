@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import SMALL_WORDS, fit, scenes
+from small_runs import SMALL_WORDS, cut_labels, fit, outputs, scenes, tiny
 from tiny import TinyNet
 
 import cli
@@ -20,15 +20,8 @@ from lightning_seg import CrossEntropyModule, LMPModule, SetupError
 WORDS = [*SMALL_WORDS, "--model=LMPModule"]
 
 
-def module(kind=LMPModule, aux=False, **options):
-    torch.manual_seed(0)
-    net = TinyNet(8, aux=aux, dropout=0.0)
-    return kind(net, num_classes=8, optimizer=torch.optim.SGD, lr=0.05, **options)
-
-
-def cut_labels(batch) -> None:
-    batch["mask"][0, 5:12] = 255
-    batch["mask"][1] = 255
+def module(kind=LMPModule, **options):
+    return tiny(kind, **options)
 
 
 def pooled(losses: np.ndarray, p: float, ratio: float) -> tuple[float, np.ndarray]:
@@ -51,15 +44,6 @@ def expected_loss(logits, target, p=1.7, ratio=0.3, per_image=True, **options) -
     groups = zip(losses, target, strict=True) if per_image else [(losses, target)]
     kept = [each[(labels != 255).numpy()] for each, labels in groups]
     return float(np.mean([pooled(each, p, ratio)[0] for each in kept if len(each)]))
-
-
-def outputs(seen: tuple) -> tuple[dict, torch.Tensor]:
-    batch, network = seen
-    mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
-    std = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
-    with torch.no_grad():
-        found = network((batch["image"].float() / 255 - mean) / std)
-    return (found if isinstance(found, dict) else {"out": found}), batch["mask"]
 
 
 @pytest.mark.parametrize("per_image", [True, False])
@@ -139,16 +123,6 @@ def test_it_is_computed_at_the_steps_that_are_logged_only(tmp_path, monkeypatch)
     for step, row in kept.rows.items():
         assert step in (2, 5)
         assert {"train/loss", "train/loss_ce", "train/support"} <= set(row)
-
-
-def test_a_batch_without_labels_trains_nothing(tmp_path) -> None:
-    ours = module()
-    before = deepcopy(ours.network.state_dict())
-    _, kept = fit(ours, tmp_path, change=lambda batch: batch["mask"].fill_(255))
-    assert kept.rows[0]["train/loss"] == 0
-    assert all(math.isfinite(value) for value in kept.rows[0].values())
-    for name, value in ours.network.named_parameters():
-        assert torch.equal(value, before[name])
 
 
 def test_the_labelled_group_of_a_semi_supervised_batch(tmp_path) -> None:

@@ -6,7 +6,9 @@ from copy import deepcopy
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers.logger import Logger
+from tiny import TinyNet
 
 from datamodules import SyntheticScenesDataModule
 
@@ -72,3 +74,26 @@ def fit(ours, folder: Path, data=None, change=None, **options) -> tuple[Batches,
     )
     trainer.fit(ours, data or scenes())
     return seen, kept
+
+
+def tiny(kind, aux=False, dropout=0.0, **options):
+    """A module of this kind on the smallest network, the same each time."""
+    torch.manual_seed(0)
+    net = TinyNet(8, aux=aux, dropout=dropout)
+    return kind(net, num_classes=8, optimizer=torch.optim.SGD, lr=0.05, **options)
+
+
+def cut_labels(batch) -> None:
+    """Make a part of the first image and all of the second void."""
+    batch["mask"][0, 5:12] = 255
+    batch["mask"][1] = 255
+
+
+def outputs(seen: tuple) -> tuple[dict, torch.Tensor]:
+    """A kept batch through the network kept with it."""
+    batch, network = seen
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
+    with torch.no_grad():
+        found = network((batch["image"].float() / 255 - mean) / std)
+    return (found if isinstance(found, dict) else {"out": found}), batch["mask"]

@@ -1,0 +1,67 @@
+"""A loss in two gloo processes, each with its half of the images."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import sys, types
+# losses need torch alone: without the package's __init__ a process starts in a third of the time
+package = sys.modules["lightning_seg"] = types.ModuleType("lightning_seg")
+package.__path__ = [sys.argv[3] + "/lightning_seg"]
+import torch
+import torch.distributed as dist
+from lightning_seg.losses import *
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+cases = torch.load(f"{folder}/cases.pt")
+results = []
+for logits, target, *rest in cases:
+    leaf = logits[rank].clone().requires_grad_()
+    labels = target[rank]
+    loss = LOSS
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    results.append((loss.detach(), gradient))
+if rank == 0:  # alone: evaluation talks to nobody, or this hangs
+    module = MODULE.eval()
+    assert module(cases[0][0][0], cases[0][1][0]).isfinite()
+torch.save(results, f"{folder}/rank{rank}.pt")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def in_two_processes(cases: list, loss: str, module: str, folder: Path) -> list[list]:
+    """Return the loss and the gradient of every case, for both processes.
+
+    `cases` are tuples of (2, ...) logits, (2, ...) targets and more; `loss` is an expression of
+    `leaf`, `labels` and `rest`, `module` one that makes the loss's module.
+    """
+    torch.save(cases, folder / "cases.pt")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = SCRIPT.replace("LOSS", loss).replace("MODULE", module)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), str(folder), str(ROOT)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        for run in runs:
+            _, told = run.communicate(timeout=120)
+            assert run.returncode == 0, told
+    finally:
+        for run in runs:
+            run.kill()
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
