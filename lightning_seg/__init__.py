@@ -1,15 +1,26 @@
 """Training methods for semantic segmentation that go beyond per-pixel cross-entropy."""
 
 from lightning_seg.errors import NonFiniteLossError, SetupError
-from lightning_seg.methods import CPGModule, CrossEntropyModule, LMPModule, SegmentationModule
+from lightning_seg.methods import (
+    ASMLModule,
+    CPGModule,
+    CrossEntropyModule,
+    LMPModule,
+    SegmentationModule,
+    SemiAdvModule,
+    TwoPlayerModule,
+)
 
 __all__ = [
+    "ASMLModule",
     "CPGModule",
     "CrossEntropyModule",
     "LMPModule",
     "NonFiniteLossError",
     "SegmentationModule",
+    "SemiAdvModule",
     "SetupError",
+    "TwoPlayerModule",
     "__version__",
 ]
 

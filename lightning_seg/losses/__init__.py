@@ -1,5 +1,12 @@
 """Losses as pure functions, each with an `nn.Module` that carries its constants."""
 
+from lightning_seg.losses.adversarial import (
+    adversarial_loss,
+    discriminator_loss,
+    pseudo_label_loss,
+    pseudo_labels,
+    score_map,
+)
 from lightning_seg.losses.cross_entropy import CrossEntropy, cross_entropy
 from lightning_seg.losses.loss_max_pooling import (
     LossMaxPooling,
@@ -12,15 +19,30 @@ from lightning_seg.losses.probability_gradient import (
     boundary_pixels,
     probability_gradient_loss,
 )
+from lightning_seg.losses.structure_matching import (
+    structure_hinge_loss,
+    structure_matching_loss,
+)
+from lightning_seg.losses.structured_maps import log_depth, one_hot_map, unit_vectors
 
 __all__ = [
     "CrossEntropy",
     "LossMaxPooling",
     "PooledLoss",
     "ProbabilityGradientLoss",
+    "adversarial_loss",
     "boundary_pixels",
     "cross_entropy",
+    "discriminator_loss",
+    "log_depth",
     "loss_max_pooling",
     "loss_max_pooling_weights",
+    "one_hot_map",
     "probability_gradient_loss",
+    "pseudo_label_loss",
+    "pseudo_labels",
+    "score_map",
+    "structure_hinge_loss",
+    "structure_matching_loss",
+    "unit_vectors",
 ]

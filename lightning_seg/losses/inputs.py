@@ -1,4 +1,4 @@
-"""What losses ask of their input."""
+"""What losses ask of their input, and how they leave void out."""
 
 from __future__ import annotations
 
@@ -24,3 +24,15 @@ def require_fit(logits: Tensor, target: Tensor) -> None:
             f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: expected "
             "(B, C, H, W) and (B, H, W)"
         )
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the mean of the values that are valid, 0 where none is.
+
+    Args:
+        values: Any shape; finite.
+        valid: Bool of the same shape; None takes all.
+    """
+    if valid is None:
+        return values.mean()
+    return (values * valid).sum() / valid.sum().clamp(min=1)

@@ -1,8 +1,19 @@
 """One LightningModule per training method."""
 
+from lightning_seg.methods.asml import ASMLModule
 from lightning_seg.methods.base import SegmentationModule
 from lightning_seg.methods.cpg import CPGModule
 from lightning_seg.methods.cross_entropy import CrossEntropyModule
 from lightning_seg.methods.lmp import LMPModule
+from lightning_seg.methods.semi_adv import SemiAdvModule
+from lightning_seg.methods.two_players import TwoPlayerModule
 
-__all__ = ["CPGModule", "CrossEntropyModule", "LMPModule", "SegmentationModule"]
+__all__ = [
+    "ASMLModule",
+    "CPGModule",
+    "CrossEntropyModule",
+    "LMPModule",
+    "SegmentationModule",
+    "SemiAdvModule",
+    "TwoPlayerModule",
+]

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,7 +21,12 @@ from lightning_seg.methods.checkpoints import (
     require_same_tensors,
 )
 from lightning_seg.methods.finite import FiniteGuard
-from lightning_seg.methods.optimization import PolyLR, backbone_of, build_optimizer
+from lightning_seg.methods.optimization import (
+    PolyLR,
+    backbone_of,
+    build_optimizer,
+    with_schedule,
+)
 from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 from lightning_seg.networks import LRASPP
 
@@ -107,6 +112,7 @@ class SegmentationModule(L.LightningModule, ABC):
         self.lambda_aux = lambda_aux
         self.freeze_batch_norm = freeze_batch_norm
         self.channels_last = channels_last
+        self.compile_network = compile_network
         mean = getattr(self.network, "mean", IMAGENET_MEAN)
         std = getattr(self.network, "std", IMAGENET_STD)
         self.register_buffer("image_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -230,13 +236,7 @@ class SegmentationModule(L.LightningModule, ABC):
             self.backbone_lr_factor,
             self.head_bias_lr_factor,
         )
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": self.lr_interval}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config |= {"interval": "epoch", "monitor": scheduler.monitor}
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        return with_schedule(optimizer, self.lr_scheduler, self.lr_interval)
 
     def on_fit_start(self) -> None:
         """Silence Lightning's doubts about layers in evaluation mode where they are wanted."""

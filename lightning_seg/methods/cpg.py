@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses import CrossEntropy, ProbabilityGradientLoss
 from lightning_seg.methods.base import SegmentationModule, labeled_part
 
@@ -66,8 +66,7 @@ class CPGModule(SegmentationModule):
         **options: Any,
     ) -> None:
         super().__init__(network, num_classes=num_classes, **options)
-        if not 0 <= lambda_cpg < math.inf:
-            raise SetupError(f"lambda_cpg must be 0 or more, not {lambda_cpg} (--model.lambda_cpg)")
+        require_range(0, math.inf, lambda_cpg=lambda_cpg)
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_cpg = lambda_cpg
         self.on_aux = on_aux

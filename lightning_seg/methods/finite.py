@@ -56,6 +56,7 @@ class FiniteGuard:
             f"the training loss was {values[first].item()} in step {step} (images {named}). Likely "
             "causes: a learning rate that is too large (option: --model.lr; try a tenth), half "
             "precision that overflowed (--trainer.precision bf16-mixed or 32-true instead of "
-            "16-mixed), gradients that exploded (--trainer.gradient_clip_val 1.0), or an image or "
-            "mask that is broken (python cli.py check)"
+            "16-mixed), gradients that exploded (--trainer.gradient_clip_val 1.0, with two "
+            "optimizers --model.gradient_clip_val 1.0), or an image or mask that is broken (python "
+            "cli.py check)"
         )

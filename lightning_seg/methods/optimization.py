@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.utilities.types import (
+    LRSchedulerConfigType,
+    OptimizerConfig,
+    OptimizerLRSchedulerConfig,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -90,6 +96,25 @@ def build_optimizer(
     for group in optimizer.param_groups:
         group["lr"] = (group["lr"] if lr is None else lr) * factors.get(group["name"], 1.0)
     return optimizer
+
+
+def with_schedule(
+    optimizer: Optimizer, create: Callable[[Optimizer], Any] | None, interval: str
+) -> OptimizerConfig | OptimizerLRSchedulerConfig:
+    """Return an optimizer and, where one is to be made, its schedule, in Lightning's form.
+
+    Args:
+        optimizer: Whose learning rates to change.
+        create: Takes the optimizer; None makes no schedule.
+        interval: `step` or `epoch`; a schedule that waits for a plateau follows epochs.
+    """
+    if create is None:
+        return {"optimizer": optimizer}
+    scheduler = create(optimizer)
+    config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config |= {"interval": "epoch", "monitor": scheduler.monitor}
+    return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 def backbone_of(network: nn.Module) -> nn.Module | None:

@@ -1,13 +1,15 @@
-"""Segmentation networks: plain modules that take normalised images and return logits."""
+"""Plain modules: networks that turn normalised images into logits, and opponents of these."""
 
 from lightning_seg.networks.deeplab_v2 import DeepLabV2
 from lightning_seg.networks.deeplab_v3 import DeepLabV3
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_head import EncoderHead
+from lightning_seg.networks.fc_discriminator import FCDiscriminator
 from lightning_seg.networks.fcn import FCN, FCN8s
 from lightning_seg.networks.hrnet_ocr import HRNetOCR
 from lightning_seg.networks.lraspp import LRASPP
 from lightning_seg.networks.pspnet import PSPNet
+from lightning_seg.networks.structure_analyzer import StructureAnalyzer
 from lightning_seg.networks.unet import UNet
 
 __all__ = [
@@ -16,9 +18,11 @@ __all__ = [
     "DeepLabV2",
     "DeepLabV3",
     "EncoderHead",
+    "FCDiscriminator",
     "FCN8s",
     "HRNetOCR",
     "PSPNet",
+    "StructureAnalyzer",
     "TimmEncoder",
     "UNet",
 ]
