@@ -17,6 +17,7 @@ modules that optimise by hand:
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,7 +114,8 @@ class TwoPlayerModule(SegmentationModule):
             SetupError: It does not take such maps.
         """
         given = isinstance(opponent, nn.Module)
-        made = cast(Opponent, opponent if given else opponent(channels))
+        with torch.random.fork_rng(devices=[]):  # dropout is to be as without an opponent
+            made = cast(Opponent, opponent if given else opponent(channels))
         state, weight = made.training, next(made.parameters())
         try:
             with torch.no_grad():
@@ -171,10 +173,14 @@ class TwoPlayerModule(SegmentationModule):
         if not reaches_segmenter:  # nothing that DDP waits for
             scaler = self._scaler()
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
-        elif exchange or not isinstance(self.trainer.strategy, DDPStrategy):
+            return
+        strategy = self.trainer.strategy
+        # DDP with a static graph cannot leave an exchange out; averaging a sum twice changes nothing
+        fixed = getattr(strategy.model, "static_graph", False)
+        if exchange or fixed or not isinstance(strategy, DDPStrategy):
             self.manual_backward(loss)
         else:
-            with self.trainer.strategy.block_backward_sync():
+            with strategy.block_backward_sync():
                 self.manual_backward(loss)
 
     def _step_opponent(self, optimizer: Optimizer) -> None:
@@ -258,6 +264,8 @@ class TwoPlayerModule(SegmentationModule):
     def on_fit_start(self) -> None:
         """Start all processes from one opponent; let the Trainer count iterations."""
         super().on_fit_start()
+        # a checkpoint holds the weights behind the step, as with one optimizer
+        warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
         if _distributed():
             for weight in self.opponent.parameters():
@@ -273,13 +281,18 @@ class TwoPlayerModule(SegmentationModule):
             self.opponent_optimizer, self.opponent, self.opponent_lr, 1.0, 1.0
         )
         theirs = with_schedule(optimizer, self.opponent_lr_scheduler, self.lr_interval)
-        return super().configure_optimizers(), theirs
+        ours: Any = super().configure_optimizers()
+        players: list[dict[str, Any]] = [ours, dict(theirs)]
+        for player in players:
+            # not read where modules optimise by hand: the schedule itself knows
+            player.get("lr_scheduler", {}).pop("monitor", None)
+        return players
 
     def on_train_epoch_end(self) -> None:
         """Advance the schedules that wait for a validation score."""
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
-                config.scheduler.step(self._score(config.monitor))
+                config.scheduler.step(self._score(config.scheduler.monitor))
 
     def _score(self, monitor: str | None) -> Tensor:
         scores = self.trainer.callback_metrics

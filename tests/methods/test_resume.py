@@ -6,11 +6,30 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from tiny import TinyNet
 
 from datamodules import SyntheticScenesDataModule
-from lightning_seg import CrossEntropyModule
+from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule
 from lightning_seg.methods.optimization import PolyLR
+
+SEMI = {
+    "crop_size": 32,
+    "labeled": "1/2",
+    "unlabeled_batch_size": 2,
+    "labeled_real_batch_size": 2,
+    "iterations_per_epoch": 3,
+}
+TWO_PLAYERS = {
+    "analyzer first": (ASMLModule, {"decay_steps": 6}, {}),
+    "simultaneous": (ASMLModule, {"order": "simultaneous", "decay_steps": 6}, {}),
+    "semi_adv": (SemiAdvModule, {"semi_start": 2}, SEMI),
+    "semi_adv, accumulating": (
+        SemiAdvModule,
+        {"semi_start": 2, "accumulate_grad_batches": 2},
+        SEMI,
+    ),
+}
 
 
 def run(
@@ -20,24 +39,21 @@ def run(
     ckpt: Path | None = None,
     save_at: int = 0,
     save_each_epoch: bool = False,
+    method=(CrossEntropyModule, {}, {}),
     **options: object,
 ):
     torch.manual_seed(0 if ckpt is None else 99)  # a resumed process starts with another state
-    module = CrossEntropyModule(
+    kind, settings, images = method
+    module = kind(
         TinyNet(8),
         num_classes=8,
         lr=0.01,
         lr_scheduler=lambda optimizer: PolyLR(optimizer, total_iters=8),
+        **settings,
     )
-    data = SyntheticScenesDataModule(
-        train_size=12,
-        val_size=2,
-        image_size=(32, 40),
-        crop_size=24,
-        batch_size=4,
-        seed=0,
-        num_workers=workers,
-    )
+    defaults = {"train_size": 12, "val_size": 2, "image_size": (32, 40), "crop_size": 24}
+    defaults |= {"batch_size": 4, "seed": 0, "num_workers": workers}
+    data = SyntheticScenesDataModule(**{**defaults, **images})
     callbacks = (
         [ModelCheckpoint(folder, every_n_train_steps=save_at, save_top_k=-1)] if save_at else []
     )
@@ -64,13 +80,20 @@ def assert_equal_runs(first, second) -> None:
     assert trainer.global_step == other.global_step
     for name, value in straight.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
-    states = [each.optimizers[0].state_dict() for each in (trainer, other)]
-    assert states[0]["param_groups"] == states[1]["param_groups"]
-    for key, state in states[0]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(
-                torch.as_tensor(states[1]["state"][key][name]), torch.as_tensor(value)
-            )
+    assert straight.state_dict().keys() == resumed.state_dict().keys()
+    for one, two in zip(trainer.optimizers, other.optimizers, strict=True):
+        states = [one.state_dict(), two.state_dict()]
+        assert states[0]["param_groups"] == states[1]["param_groups"]
+        assert states[0]["state"]
+        for key, state in states[0]["state"].items():
+            for name, value in state.items():
+                again = states[1]["state"][key][name]
+                assert torch.equal(torch.as_tensor(again), torch.as_tensor(value))
+    configs = [
+        [config.scheduler.state_dict() for config in each.lr_scheduler_configs]
+        for each in (trainer, other)
+    ]
+    assert configs[0] == configs[1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -106,3 +129,33 @@ def test_a_shortened_epoch_resumes_with_the_next_one(tmp_path: Path) -> None:
     run(tmp_path, 0, steps=4, **short)
     resumed = run(tmp_path, 0, steps=8, ckpt=tmp_path / "after4.ckpt", **short)
     assert_equal_runs(straight, resumed)
+
+
+@pytest.mark.parametrize("half", [3, 4])
+@pytest.mark.parametrize("name", TWO_PLAYERS)
+def test_two_players_resume_with_both_networks_and_optimizers(
+    tmp_path: Path, name: str, half: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    poly = {"opponent_lr_scheduler": lambda optimizer: PolyLR(optimizer, total_iters=8)}
+    kind, settings, images = TWO_PLAYERS[name]
+    method = (kind, settings | poly, {"crop_size": 32} | images)
+    straight = run(tmp_path, 0, steps=6, method=method)
+    run(tmp_path, 0, steps=half, method=method)
+    resumed = run(tmp_path, 0, steps=6, ckpt=tmp_path / f"after{half}.ckpt", method=method)
+    assert_equal_runs(straight, resumed)
+
+
+def test_a_growing_gradient_scale_resumes(tmp_path: Path) -> None:
+    def half_precision():
+        scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3)
+        return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+    method = (ASMLModule, {"decay_steps": 6}, {"crop_size": 32})
+    straight = run(tmp_path, 0, steps=6, method=method, **half_precision())
+    run(tmp_path, 0, steps=4, method=method, **half_precision())
+    checkpoint = tmp_path / "after4.ckpt"
+    resumed = run(tmp_path, 0, steps=6, ckpt=checkpoint, method=method, **half_precision())
+    assert_equal_runs(straight, resumed)
+    scales = [each.precision_plugin.scaler.get_scale() for _, each in (straight, resumed)]
+    assert scales == [64.0, 64.0]

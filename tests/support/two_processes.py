@@ -1,4 +1,4 @@
-"""A loss in two gloo processes, each with its half of the images."""
+"""Two gloo processes: a script in both, or a loss, each with its half of the images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
-import sys, types
+import os, sys, types
 # losses need torch alone: without the package's __init__ a process starts in a third of the time
 package = sys.modules["lightning_seg"] = types.ModuleType("lightning_seg")
-package.__path__ = [sys.argv[3] + "/lightning_seg"]
+package.__path__ = [sys.argv[2] + "/lightning_seg"]
 import torch
 import torch.distributed as dist
 from lightning_seg.losses import *
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
+rank, folder = int(os.environ["RANK"]), sys.argv[1]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 cases = torch.load(f"{folder}/cases.pt")
@@ -39,6 +39,29 @@ dist.destroy_process_group()
 """
 
 
+def run_two(words: list[str], environment: dict[str, str], timeout: float) -> None:
+    """Run `python *words` twice at a time; RANK and LOCAL_RANK tell which one it is."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    shared = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, *words],
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        for run in runs:
+            _, told = run.communicate(timeout=timeout)
+            assert run.returncode == 0, told
+    finally:
+        for run in runs:
+            run.kill()
+
+
 def in_two_processes(cases: list, loss: str, module: str, folder: Path) -> list[list]:
     """Return the loss and the gradient of every case, for both processes.
 
@@ -46,22 +69,6 @@ def in_two_processes(cases: list, loss: str, module: str, folder: Path) -> list[
     `leaf`, `labels` and `rest`, `module` one that makes the loss's module.
     """
     torch.save(cases, folder / "cases.pt")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = SCRIPT.replace("LOSS", loss).replace("MODULE", module)
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), str(folder), str(ROOT)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for run in runs:
-            _, told = run.communicate(timeout=120)
-            assert run.returncode == 0, told
-    finally:
-        for run in runs:
-            run.kill()
+    run_two(["-c", script, str(folder), str(ROOT)], {}, timeout=120)
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
