@@ -35,6 +35,7 @@ SMALL = [
 ]
 LRASPP_NAMED = "--model.network=lightning_seg.networks.LRASPP"
 TINY = ["--model.network=tiny.TinyNet", "--model.lr=0.01"]
+METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
 SMALL_ENCODER = {
     "deeplab_v2": "resnet18",
     "deeplab_v3": "resnet18",
@@ -98,6 +99,26 @@ def test_every_network_runs_every_verb(network: str, small: list[str], tmp_path:
     masks = sorted((tmp_path / "predictions/masks").glob("*.png"))
     assert [mask.stem for mask in masks] == [f"test_{index:05d}" for index in range(3)]
     assert {Image.open(mask).size for mask in masks} == {(96, 64)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_every_verb(
+    method: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where splits are written
+    piece, labels = f"{ROOT}/configs/method/{method}.yaml", ["--data.labeled=1/2"]
+    words = ["-c", piece, *TINY, *small, "--trainer.max_epochs=2"]
+    run = cli.main(["fit", *words, *labels])
+    assert run.trainer.global_step == 2
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    loaded = type(run.model).load_from_checkpoint(
+        checkpoint, network=run.model.network, weights_only=True
+    )
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    for verb in ("validate", "test", "predict"):
+        cli.main([verb, *words, f"--ckpt_path={checkpoint}"])
+    assert len(list((tmp_path / "predictions/masks").glob("*.png"))) == 3
 
 
 def test_no_setting_of_the_defaults_follows_to_other_classes(

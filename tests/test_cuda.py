@@ -69,3 +69,37 @@ def test_every_precision_trains(precision: str, tmp_path: Path) -> None:
     run = cli.main(["fit", *words, "--data.train_size=32", "--data.val_size=4"])
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
     assert run.trainer.callback_metrics["val/miou"].isfinite()
+
+
+ADVERSARIES = [
+    ["--model=ASMLModule"],
+    ["--model=ASMLModule", "--model.order=simultaneous"],
+    ["--model=SemiAdvModule", "--model.semi_start=2", "--data.labeled=1/2"],
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("method", ADVERSARIES, ids=lambda words: words[-1])
+def test_two_players_train_without_waiting_for_the_device(
+    precision: str,
+    alone: bool,
+    method: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*method, "--model.network=tiny.TinyNet", "--trainer.max_steps=6"]
+    words += ["--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.logger=false"]
+    words += ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"]
+    words += [f"--trainer.precision={precision}", "--data.crop_size=64", "--model.lr=0.01"]
+    words += ["--data.train_size=32", "--data.val_size=4", "--data.batch_size=4"]
+    if method[0].endswith("SemiAdvModule"):
+        words += ["--data.unlabeled_batch_size=4", "--data.labeled_real_batch_size=4"]
+    if not alone:
+        words += ["--trainer.strategy=ddp", "--trainer.sync_batchnorm=true"]
+    if precision != "16-mixed":  # a gradient scaler asks whether there was an overflow
+        words += ["--trainer.callbacks=tiny.NoWaiting"]
+    run = cli.main(["fit", *words])
+    assert run.trainer.global_step == 6
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())

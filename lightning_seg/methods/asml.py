@@ -211,6 +211,7 @@ class ASMLModule(TwoPlayerModule):
 
     def encode(self, maps: Tensor) -> Tensor:
         """Return (B, C, H, W) class probabilities as the analyzer sees them."""
+        maps = maps.to(self.image_mean.dtype)  # its weights', also where nothing is in float32
         return maps[:, 1:] if self.single_channel else maps
 
     def adversarial_weight(self) -> float:

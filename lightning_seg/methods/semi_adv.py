@@ -258,6 +258,7 @@ class SemiAdvModule(TwoPlayerModule):
 
     def _scores(self, maps: Tensor) -> Tensor:
         """Return the discriminator's logits at every pixel, (B, C, H, W) -> (B, H, W)."""
+        maps = maps.to(self.image_mean.dtype)  # its weights', also where nothing is in float32
         return score_map(self.discriminator(maps), (maps.shape[-2], maps.shape[-1]))
 
     def _unlabeled(self, batch: dict[str, Any]) -> dict[str, Any] | None:

@@ -175,7 +175,7 @@ class TwoPlayerModule(SegmentationModule):
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
             return
         strategy = self.trainer.strategy
-        # DDP with a static graph cannot leave an exchange out; averaging a sum twice changes nothing
+        # with a static graph DDP cannot leave out an exchange; averaging twice changes nothing
         fixed = getattr(strategy.model, "static_graph", False)
         if exchange or fixed or not isinstance(strategy, DDPStrategy):
             self.manual_backward(loss)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lightning_seg.errors import SetupError
+
 SMALLEST = 32
 
 
@@ -43,10 +45,10 @@ class FCDiscriminator(nn.Module):
         """Return (B, 1, H // 32, W // 32) logits, large for labels, of (B, C, H, W) maps.
 
         Raises:
-            ValueError: Maps of less than 32 x 32 pixels.
+            SetupError: Maps of less than 32 x 32 pixels.
         """
         if min(maps.shape[-2:]) < SMALLEST:
-            raise ValueError(
+            raise SetupError(
                 f"FCDiscriminator needs maps of at least {SMALLEST}x{SMALLEST} pixels, not "
                 f"{maps.shape[-2]}x{maps.shape[-1]} (option: --data.crop_size)"
             )

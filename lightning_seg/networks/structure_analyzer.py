@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_seg.errors import SetupError
+
 
 class StructureAnalyzer(nn.Module):
     """A U-Net that looks at structured maps, never at images, and reconstructs the map it is shown.
@@ -27,7 +29,7 @@ class StructureAnalyzer(nn.Module):
         widths: Channels of the encoder blocks.
 
     Raises:
-        ValueError: Taps that are no blocks.
+        SetupError: Taps that are no blocks.
 
     Example:
         >>> analyzer = StructureAnalyzer(21)
@@ -50,7 +52,7 @@ class StructureAnalyzer(nn.Module):
             or sorted(set(taps)) != list(taps)
             or not 1 <= taps[0] <= taps[-1] <= len(widths)
         ):
-            raise ValueError(
+            raise SetupError(
                 f"taps must be rising numbers of blocks, 1 to {len(widths)}, not {list(taps)}"
             )
         self.taps = tuple(taps)

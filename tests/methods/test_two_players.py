@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -328,3 +329,52 @@ def test_a_resumed_run_with_other_weights_goes_on_and_says_so(
         trainer.fit(again, semi(), ckpt_path=tmp_path / "one.ckpt")
     assert trainer.global_step == 2
     assert "other settings than in the checkpoint: lambda_adv 0.01 -> 0.5" in caplog.text
+
+
+BOTH = {
+    ASMLModule: (lambda: scenes(crop_size=40), {}),
+    SemiAdvModule: (semi, {"semi_start": 1}),
+}
+
+
+def trained(kind, folder: Path, trainer: dict | None = None, **options) -> torch.Tensor:
+    data, settings = BOTH[kind]
+    opponent = {"opponent_optimizer": torch.optim.SGD, "opponent_lr": 0.01}
+    ours = tiny(kind, **opponent, **settings, **options)
+    fit(ours, folder, data(), max_steps=3, **(trainer or {}))
+    return torch.cat([weight.detach().flatten().float() for weight in ours.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler looks
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize(
+    "option",
+    [
+        "channels_last",
+        pytest.param(
+            "compile_network",
+            marks=pytest.mark.skipif(
+                not any(map(shutil.which, ("c++", "g++", "clang++"))),
+                reason="torch.compile needs a C++ compiler",
+            ),
+        ),
+    ],
+)
+def test_channels_last_and_compile_change_speed_not_results(
+    tmp_path: Path, kind, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = trained(kind, tmp_path)
+    other = trained(kind, tmp_path, **{option: True})
+    torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize(("precision", "off"), [("64-true", 1e-5), ("bf16-true", 0.05)])
+def test_other_precisions_train_to_about_the_same_weights(
+    tmp_path: Path, kind, precision: str, off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = trained(kind, tmp_path)
+    other = trained(kind, tmp_path, {"precision": precision})
+    assert (other - plain).norm() < off * plain.norm()

@@ -146,7 +146,7 @@ def main(folder: Path, rank: int) -> None:
     no_labels.on_train_batch_start = lambda trainer, module, batch, index: (
         batch["labeled"]["mask"].fill_(255) if rank else None
     )
-    train(ours, data, 4, devices=2, strategy="ddp", callbacks=[no_labels])
+    train(ours, data, 4, devices=2, strategy="ddp", callbacks=[no_labels], default_root_dir=folder)
     found["data module"] = weights(ours), {}
     torch.save(found, folder / f"rank{rank}.pt")
 

@@ -40,6 +40,17 @@ class DumpWeights(L.Callback):
         torch.save(pl_module.network.state_dict(), path)
 
 
+class NoWaiting(L.Callback):
+    """Makes waiting for a CUDA device within a training step an error, once things are warm."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step >= 2:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 class RecordBatches(L.Callback):
     """Writes a line per batch: every group's ids and a digest of its tensors; may kill the run.
 
