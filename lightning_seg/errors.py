@@ -31,5 +31,17 @@ def require_range(low: float, high: float, **settings: float) -> None:
             raise SetupError(f"{name} must be {wanted}, not {value} (option: --model.{name})")
 
 
+def require_one_of(*choices: str, **settings: str) -> None:
+    """Refuse settings of a method that are none of the choices.
+
+    Raises:
+        SetupError: With the name, the value and the choices.
+    """
+    for name, value in settings.items():
+        if value not in choices:
+            wanted = " or ".join(choices)
+            raise SetupError(f"{name} must be {wanted}, not {value} (option: --model.{name})")
+
+
 class NonFiniteLossError(SetupError):
     """A training whose loss has become NaN or infinite."""

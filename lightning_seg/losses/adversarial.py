@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_seg.losses.cross_entropy import cross_entropy
-from lightning_seg.losses.inputs import at_least_float32, masked_mean
+from lightning_seg.losses.inputs import at_least_float32, masked_mean, require_mask
 
 
 def score_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
@@ -102,10 +102,13 @@ def pseudo_labels(
     """
     with torch.no_grad():
         size = (logits.shape[-2], logits.shape[-1])
+        labels = logits.max(1).indices
         keep = score_map(scores, size).sigmoid() >= threshold
         if valid is not None:
+            require_mask(labels, valid)
             keep &= valid
-        return logits.max(1).indices.where(keep, ignore_index)
+        require_mask(labels, keep)
+        return labels.where(keep, ignore_index)
 
 
 def pseudo_label_loss(

@@ -32,7 +32,23 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     Args:
         values: Any shape; finite.
         valid: Bool of the same shape; None takes all.
+
+    Raises:
+        ValueError: Of another shape.
     """
     if valid is None:
         return values.mean()
+    require_mask(values, valid)
     return (values * valid).sum() / valid.sum().clamp(min=1)
+
+
+def require_mask(values: Tensor, valid: Tensor) -> None:
+    """Refuse a mask that would be spread over values of another shape.
+
+    Raises:
+        ValueError: With both shapes.
+    """
+    if valid.shape != values.shape:
+        raise ValueError(
+            f"a mask of {tuple(valid.shape)} does not fit values of {tuple(values.shape)}"
+        )

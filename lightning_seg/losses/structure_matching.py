@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_seg.losses.inputs import at_least_float32, masked_mean
+from lightning_seg.losses.inputs import at_least_float32, masked_mean, require_mask
 from lightning_seg.losses.structured_maps import unit_vectors
 
 MARGIN = 0.80
@@ -91,9 +91,8 @@ def structure_hinge_loss(
         0.8
     """
     distances = _distances(features, others, normalize=True)
-    if reference_mean and valid is not None:  # the masked features are equal there: zero
-        distances = [each * ok for each, ok in zip(distances, valid, strict=True)]
-        valid = None
+    if reference_mean and valid is not None:  # the masked features are equal there
+        distances, valid = _zeroed(distances, valid), None
     return _sum_of_means([(margin - each).relu() for each in distances], valid, reference_mean)
 
 
@@ -121,7 +120,13 @@ def _sum_of_means(
     if valid is None:
         means = [each.mean() for each in values]
     elif reference_mean:
-        means = [(each * ok).mean() for each, ok in zip(values, valid, strict=True)]
+        means = [each.mean() for each in _zeroed(values, valid)]
     else:
         means = [masked_mean(each, ok) for each, ok in zip(values, valid, strict=True)]
     return torch.stack(means).sum()
+
+
+def _zeroed(values: Sequence[Tensor], valid: Sequence[Tensor]) -> list[Tensor]:
+    for each, ok in zip(values, valid, strict=True):
+        require_mask(each, ok)
+    return [each * ok for each, ok in zip(values, valid, strict=True)]

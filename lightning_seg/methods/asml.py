@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError, require_range
+from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.losses import (
     CrossEntropy,
     cross_entropy,
@@ -101,7 +101,10 @@ class ASMLModule(TwoPlayerModule):
         super().__init__(network, num_classes=num_classes, **options)
         weights = {"lambda_pixel": lambda_pixel, "lambda_asm": lambda_asm}
         require_range(0, math.inf, **weights, lambda_adv=lambda_adv, lambda_rec=lambda_rec)
-        require_range(0, 4, margin=margin)
+        if not 0 < margin <= 4:
+            raise SetupError(f"margin must be in (0, 4], not {margin} (option: --model.margin)")
+        require_one_of("analyzer_first", "simultaneous", order=order)
+        require_one_of("hinge", "literal", mode=mode)
         if decay_steps is not None:
             require_range(1, math.inf, decay_steps=decay_steps)
         if single_channel and num_classes != 2:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_one_of
 from lightning_seg.methods.base import SegmentationModule
 from lightning_seg.methods.optimization import build_optimizer, with_schedule
 
@@ -89,6 +89,7 @@ class TwoPlayerModule(SegmentationModule):
         for value in (gradient_clip_val, opponent_gradient_clip_val):
             if value is not None and not 0 < value < math.inf:
                 raise SetupError(f"gradient_clip_val must be above 0, not {value}; null: no limit")
+        require_one_of("norm", "value", gradient_clip_algorithm=gradient_clip_algorithm)
         self.automatic_optimization = False
         self.opponent_optimizer = opponent_optimizer
         self.opponent_lr = opponent_lr
@@ -111,12 +112,15 @@ class TwoPlayerModule(SegmentationModule):
             channels: Of the maps that it will see.
 
         Raises:
-            SetupError: It does not take such maps.
+            SetupError: It does not take such maps, or has nothing to learn.
         """
         given = isinstance(opponent, nn.Module)
         with torch.random.fork_rng(devices=[]):  # dropout is to be as without an opponent
             made = cast(Opponent, opponent if given else opponent(channels))
-        state, weight = made.training, next(made.parameters())
+        weight = next(made.parameters(), None)
+        if weight is None:
+            raise SetupError(f"{type(made).__name__} has no weights to learn")
+        state = made.training
         try:
             with torch.no_grad():
                 made.eval()(weight.new_zeros(1, channels, 64, 64))

@@ -62,7 +62,7 @@ class StructureAnalyzer(nn.Module):
             for before, after in zip(inputs, widths, strict=True)
         )
         skips = list(reversed(widths[:-1]))
-        inputs = [widths[-1], *(2 * width for width in skips[:-1])]
+        inputs = [widths[-1], *(2 * width for width in skips)][: len(skips)]
         self.decoder = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1)
             for before, after in zip(inputs, skips, strict=True)
