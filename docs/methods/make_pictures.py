@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from datamodules import SyntheticScenesDataModule
 from lightning_seg.losses import boundary_pixels, loss_max_pooling_weights
 from lightning_seg.pictures import color_table
 
 HERE = Path(__file__).resolve().parent
+PLAYERS = {"segmenter": ("tab:blue", "-"), "opponent": ("tab:red", "--"), "none": ("0.6", "-")}
+FILLS = {"segmenter": "#dbe9f6", "opponent": "#fbdedc", "map": "#f3f3f3", "loss": "white"}
 
 
 def pooling_weights() -> Figure:
@@ -74,6 +78,140 @@ def _strength(maps: torch.Tensor, kernel: torch.Tensor) -> np.ndarray:
     return F.conv2d(padded, weight, groups=classes).square().sum(1).sqrt()[0].numpy()
 
 
+class Diagram:
+    """Boxes and arrows on a canvas of 100 by 56.
+
+    An arrow goes with the data; its colour says whose weights get the gradient that comes back.
+    """
+
+    def __init__(self, opponent: str) -> None:
+        self.figure = Figure(figsize=(10, 5.6), dpi=100)
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, 100), ylim=(0, 56))
+        self.axes.set_axis_off()
+        told = {
+            "segmenter": "gradient to the segmenter S",
+            "opponent": f"gradient to {opponent}",
+            "none": "no gradient",
+        }
+        for (player, text), x in zip(told.items(), (5, 39, 75), strict=True):
+            color, style = PLAYERS[player]
+            self.axes.plot((x, x + 6), (2, 2), color=color, linestyle=style, linewidth=2)
+            self.text(x + 7, 2, text, ha="left")
+
+    def text(self, x: float, y: float, text: str, size: float = 10, **options: Any) -> None:
+        """Write around a place."""
+        options = {"ha": "center", "va": "center", **options}
+        self.axes.text(x, y, text, fontsize=size, linespacing=1.35, **options)
+
+    def panel(self, x: float, y: float, width: float, height: float, text: str) -> None:
+        """Put a background behind what belongs together, named at its top."""
+        corner = (x - width / 2, y - height / 2)
+        self.axes.add_patch(Rectangle(corner, width, height, color="#fdf3f2", linewidth=0))
+        self.text(x, y + height / 2 - 0.8, text, va="top")
+
+    def box(
+        self, x: float, y: float, width: float, height: float, text: str, kind: str = "map"
+    ) -> None:
+        """Draw a box around a place; losses are round."""
+        style = "round,pad=0,rounding_size=1.4" if kind == "loss" else "square,pad=0"
+        edge = PLAYERS.get(kind, PLAYERS["none"])[0]
+        corner = (x - width / 2, y - height / 2)
+        self.axes.add_patch(
+            FancyBboxPatch(
+                corner, width, height, boxstyle=style, facecolor=FILLS[kind], edgecolor=edge
+            )
+        )
+        self.text(x, y, text)
+
+    def arrow(self, player: str, *points: tuple[float, float]) -> None:
+        """Draw a line through points with its head at the last one."""
+        color, style = PLAYERS[player]
+        *_, before, last = points
+        x, y = zip(*points, strict=True)
+        self.axes.plot(x, y, color=color, linestyle=style, linewidth=1.8)
+        length = math.dist(before, last)
+        tail = [end + 0.2 * (start - end) / length for start, end in zip(before, last, strict=True)]
+        head = {"arrowstyle": "-|>", "color": color, "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
+        self.axes.annotate("", last, tail, arrowprops={**head, "mutation_scale": 16})
+
+
+def structure_matching() -> Figure:
+    """Who sees what in adversarial structure matching."""
+    drawn = Diagram("analyzer A and decoder R")
+    drawn.panel(63.5, 24.5, 33, 38, "structure analyzer, one set of weights")
+    drawn.box(7, 50, 11, 6, "image")
+    drawn.box(22, 50, 13, 6, "segmenter S", "segmenter")
+    drawn.box(38, 50, 12, 6, "logits z")
+    drawn.box(38, 35, 12, 7, "softmax\np")
+    drawn.box(17, 22, 12, 6, "labels y")
+    drawn.box(38, 22, 12, 7, "one-hot\nof y")
+    drawn.box(38, 10, 12, 7, "one-hot of\nargmax z")
+    drawn.box(56, 35, 15, 7, "A, frozen\nfeatures f(p)")
+    drawn.box(56, 22, 15, 7, "A (encoder)\nfeatures f(y)", "opponent")
+    drawn.box(56, 10, 15, 7, "A (encoder)\nf(argmax z)", "opponent")
+    drawn.box(73.5, 22, 9, 7, "decoder\nR", "opponent")
+    drawn.box(91, 50, 16, 8, "L_pixel\nz against y", "loss")
+    drawn.box(91, 35, 16, 8, "L_match\nd(f(y), f(p))", "loss")
+    drawn.box(91, 22, 16, 8, "L_rec\nR(y) against y", "loss")
+    drawn.box(91, 10, 16, 8, "L_hinge\nmax(0, 0.8 - d)", "loss")
+    drawn.arrow("none", (12.5, 50), (15.5, 50))
+    drawn.arrow("segmenter", (28.5, 50), (32, 50))
+    drawn.arrow("segmenter", (44, 50), (83, 50))
+    drawn.arrow("segmenter", (38, 47), (38, 38.5))
+    drawn.arrow("segmenter", (44, 35), (48.5, 35))
+    drawn.arrow("segmenter", (63.5, 35), (83, 35))
+    drawn.arrow("none", (33.5, 47), (33.5, 43), (28, 43), (28, 10), (32, 10))
+    drawn.axes.plot((27, 29), (22, 22), color="white", linewidth=7)  # a bridge
+    drawn.arrow("none", (23, 22), (32, 22))
+    drawn.arrow("none", (44, 22), (48.5, 22))
+    drawn.arrow("none", (44, 10), (48.5, 10))
+    drawn.arrow("none", (60, 25.5), (60, 29), (81.5, 29), (81.5, 33), (83, 33))
+    drawn.arrow("opponent", (63.5, 22), (69, 22))
+    drawn.arrow("opponent", (78, 22), (83, 22))
+    drawn.arrow("opponent", (60, 18.5), (60, 15.5), (81.5, 15.5), (81.5, 12), (83, 12))
+    drawn.arrow("opponent", (63.5, 10), (83, 10))
+    return drawn.figure
+
+
+def adversarial_semi_supervision() -> Figure:
+    """Who sees what in adversarial semi-supervised segmentation."""
+    drawn = Diagram("discriminator D")
+    drawn.panel(62, 24.5, 19, 41, "discriminator,\none set of weights")
+    drawn.box(8, 43, 13, 7, "labelled\nimages")
+    drawn.box(8, 33, 13, 7, "unlabelled\nimages")
+    drawn.box(8, 8.5, 13, 7, "labels of\nother images")
+    drawn.box(24.5, 38, 12, 19, "segmenter\nS", "segmenter")
+    drawn.box(42, 38, 14, 19, "logits z,\nsoftmax P")
+    drawn.box(42, 17.5, 14, 6, "the same P")
+    drawn.box(42, 8.5, 14, 6, "one-hot")
+    drawn.box(62, 34, 13, 8, "D, frozen\nscores d")
+    drawn.box(62, 13, 13, 16, "D\nscores d", "opponent")
+    drawn.box(90, 51, 18, 7, "L_ce\nlabelled", "loss")
+    drawn.box(90, 37, 18, 9, "L_adv\ntaken for labels?\nboth kinds", "loss")
+    drawn.box(90, 24, 18, 9, "L_semi\nown classes, where\nsigmoid(d) >= T", "loss")
+    drawn.box(90, 10, 18, 9, "L_D\npredictions 0,\nlabels 1", "loss")
+    drawn.arrow("none", (14.5, 43), (18.5, 43))
+    drawn.arrow("none", (14.5, 33), (18.5, 33))
+    drawn.arrow("segmenter", (30.5, 38), (35, 38))
+    drawn.arrow("segmenter", (42, 47.5), (42, 51), (81, 51))
+    drawn.arrow("segmenter", (49, 34), (55.5, 34))
+    drawn.arrow("segmenter", (68.5, 36), (81, 36))
+    drawn.arrow("segmenter", (46, 28.5), (46, 24), (81, 24))
+    drawn.arrow("none", (68.5, 32), (76, 32), (76, 26.5), (81, 26.5))
+    drawn.arrow("none", (38, 28.5), (38, 20.5))
+    drawn.arrow("none", (49, 17.5), (55.5, 17.5))
+    drawn.arrow("none", (14.5, 8.5), (35, 8.5))
+    drawn.arrow("none", (49, 8.5), (55.5, 8.5))
+    drawn.arrow("opponent", (68.5, 10), (81, 10))
+    drawn.text(45, 52.3, "z", ha="left")
+    drawn.text(52, 35.3, "P")
+    drawn.text(62, 25.3, "z of unlabelled images")
+    return drawn.figure
+
+
 if __name__ == "__main__":
     pooling_weights().savefig(HERE / "lmp.png")
     probability_gradients().savefig(HERE / "cpg.png")
+    structure_matching().savefig(HERE / "asml.png")
+    adversarial_semi_supervision().savefig(HERE / "semi_adv.png")

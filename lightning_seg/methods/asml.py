@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
@@ -71,6 +72,7 @@ class ASMLModule(TwoPlayerModule):
         single_channel: For two classes: the analyzer sees the second class (foreground) alone.
         reference_mean: Divide by all places, void ones too.
         decay_steps: T in iterations; None takes the length of the training.
+        opponent_optimizer: The analyzer's, as in the authors' code.
         options: Passed to `TwoPlayerModule`.
 
     Raises:
@@ -96,9 +98,14 @@ class ASMLModule(TwoPlayerModule):
         single_channel: bool = False,
         reference_mean: bool = False,
         decay_steps: int | None = None,
+        opponent_optimizer: OptimizerCallable = lambda groups: torch.optim.SGD(
+            groups, lr=0.01, momentum=0.9, weight_decay=0.0005
+        ),
         **options: Any,
     ) -> None:
-        super().__init__(network, num_classes=num_classes, **options)
+        super().__init__(
+            network, num_classes=num_classes, opponent_optimizer=opponent_optimizer, **options
+        )
         weights = {"lambda_pixel": lambda_pixel, "lambda_asm": lambda_asm}
         require_range(0, math.inf, **weights, lambda_adv=lambda_adv, lambda_rec=lambda_rec)
         if not 0 < margin <= 4:

@@ -16,7 +16,7 @@ GUESSING = 0.01
 
 
 class DiscriminatorWatch:
-    """Warns, once for each reason, when 200 iterations in a row look bad.
+    """Warns, once for each reason, when 200 batches in a row look bad.
 
     Losses on a device are looked at together at the end of such a window, so that no step waits.
     """
@@ -26,7 +26,7 @@ class DiscriminatorWatch:
         self._told: set[str] = set()
 
     def watch(self, loss_d: Tensor, loss_semi: Tensor | None) -> None:
-        """Take note of an iteration.
+        """Take note of a batch.
 
         Args:
             loss_d: The discriminator's loss, a scalar.
@@ -65,4 +65,4 @@ class DiscriminatorWatch:
     def _tell(self, reason: str, message: str) -> None:
         if reason not in self._told:
             self._told.add(reason)
-            rank_zero_warn(f"in the last {WINDOW} iterations {message}")
+            rank_zero_warn(f"in the last {WINDOW} batches {message}")

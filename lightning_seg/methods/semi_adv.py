@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_range
@@ -87,6 +88,7 @@ class SemiAdvModule(TwoPlayerModule):
         joint_forward: Send labelled and unlabelled images through the network together, so that
             batch norms see one batch of both. Else, as the authors, the unlabelled ones first, and
             running statistics take both in.
+        opponent_optimizer: The discriminator's.
         options: Passed to `TwoPlayerModule`.
 
     Raises:
@@ -109,9 +111,12 @@ class SemiAdvModule(TwoPlayerModule):
         train_discriminator_on_unlabeled: bool = True,
         reference_padding: bool = False,
         joint_forward: bool = False,
+        opponent_optimizer: OptimizerCallable = lambda groups: torch.optim.Adam(groups, lr=0.0001),
         **options: Any,
     ) -> None:
-        super().__init__(network, num_classes=num_classes, **options)
+        super().__init__(
+            network, num_classes=num_classes, opponent_optimizer=opponent_optimizer, **options
+        )
         weights = {"lambda_semi": lambda_semi, "lambda_semi_adv": lambda_semi_adv}
         require_range(0, math.inf, lambda_adv=lambda_adv, **weights)
         require_range(0, math.inf, semi_start=semi_start, semi_start_adv=semi_start_adv)

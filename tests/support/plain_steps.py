@@ -14,8 +14,9 @@ SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
 # eps as large as typical gradients: rounding must not decide the sign of a step
 ADAM = partial(torch.optim.Adam, lr=0.002, betas=(0.9, 0.99), eps=1e-3)
 THREE = {"max_steps": 3, "max_epochs": -1}
-MEAN = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(1, 3, 1, 1)
-STD = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(1, 3, 1, 1)
+# rounded to float32, as images are: with inputs alike to the last bit no threshold is missed
+MEAN = torch.tensor((0.485, 0.456, 0.406)).double().view(1, 3, 1, 1)
+STD = torch.tensor((0.229, 0.224, 0.225)).double().view(1, 3, 1, 1)
 
 
 class Player:
@@ -37,7 +38,7 @@ class Player:
 
 def of_images(network: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
     """The outputs of a float64 network for raw images."""
-    found = network((image.double() / 255 - MEAN) / STD)
+    found = network(((image.float() / 255).double() - MEAN) / STD)
     return found if isinstance(found, dict) else {"out": found}
 
 

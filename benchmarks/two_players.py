@@ -1,0 +1,538 @@
+"""What a step of two players costs beside cross-entropy and the authors' order of operations.
+
+    python benchmarks/two_players.py [--rounds 5] [--device cpu] [--threads 2] [--network lraspp]
+
+The modules' steps run in a Trainer. Cross-entropy's sees the same labelled images; the loops below
+are the published procedures as a plain PyTorch loop, without their round trips through numpy.
+Before anything is timed the weights of both networks after two steps must be the same.
+
+In a round each takes its turn with the same batches, and printed are the medians of the rounds'
+ratios: a busy machine slows all. Steps that log are not among those timed (one in fifty). Memory
+is the peak of the first two steps beyond weights and data; NHWC is `channels_last`. On a GPU mixed
+precision is measured too, and no step after the first few may wait for the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+
+from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule
+from lightning_seg.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from lightning_seg.networks import FCN, LRASPP, DeepLabV2, FCDiscriminator, StructureAnalyzer
+
+CLASSES, SIDE, VOID, SEED, LENGTH = 21, 321, 255, 0, 1000
+TOLERANCE = 1e-5
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and labelled images on a CPU
+    "lraspp": (lambda: LRASPP(CLASSES, "mobilenetv3_large_100"), 4),
+    "fcn": (lambda: FCN(CLASSES, "resnet50", aux=False), 2),
+    "deeplab": (lambda: DeepLabV2(CLASSES, "resnet101"), 1),
+}
+ON_GPU = 10
+Batch = dict[str, Any]
+
+# Weights as published; L_semi counts from the first step, with a threshold that keeps a part
+ADV, SEMI, SEMI_ADV, T_SEMI = 0.01, 0.1, 0.001, 0.5
+HINGE, MARGIN = 0.012, 0.8
+sgd = partial(torch.optim.SGD, lr=2.5e-4, momentum=0.9, weight_decay=5e-4)
+adam = partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99))
+momentum = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
+
+
+# The published procedures
+
+
+class PublishedLoop:
+    """What both have in common: normalised images, networks and optimizers."""
+
+    def __init__(self, net: nn.Module, opponent: nn.Module, device: str, precision: str) -> None:
+        self.net, self.opponent = net.to(device).train(), opponent.to(device).train()
+        mean, std = getattr(net, "mean", IMAGENET_MEAN), getattr(net, "std", IMAGENET_STD)
+        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
+        self.iteration = 0
+
+    def logits(self, image: Tensor) -> Tensor:
+        return self.net((image.float() / 255 - self.mean) / self.std)["out"].float()
+
+    def run(self, batches: list[Batch], watch: Watch) -> None:
+        self.iteration = 0
+        for number, batch in enumerate(batches):
+            watch.before(number)
+            self.step(batch)
+            self.iteration += 1
+            watch.after(number)
+
+    def step(self, batch: Batch) -> None:
+        raise NotImplementedError
+
+
+class PublishedSemiAdv(PublishedLoop):
+    """Four backward passes, the segmenter's two with a frozen discriminator."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.optimizers = sgd(self.net.parameters()), adam(self.opponent.parameters())
+
+    def step(self, batch: Batch) -> None:
+        labeled, real = batch["labeled"], batch["labeled_real"]["mask"]
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.opponent.requires_grad_(False)
+        with self.autocast:
+            others = self.logits(batch["unlabeled"]["image"])
+            scores = self.scores(others.softmax(1))
+            known = torch.ones_like(scores, dtype=torch.bool)
+            kept = scores.detach().sigmoid() >= T_SEMI
+            pseudo = torch.where(kept, others.detach().max(1).indices, VOID)
+            loss = SEMI_ADV * self.judged(scores, 1, known)
+            loss = loss + SEMI * F.cross_entropy(others, pseudo, ignore_index=VOID)
+        loss.backward()
+        with self.autocast:
+            logits, target = self.logits(labeled["image"]), labeled["mask"]
+            loss = F.cross_entropy(logits, target, ignore_index=VOID)
+            scores = self.scores(logits.softmax(1))
+            loss = loss + ADV * self.judged(scores, 1, target != VOID)
+        loss.backward()
+        self.opponent.requires_grad_(True)
+        with self.autocast:
+            maps = torch.cat([logits.detach().softmax(1), others.detach().softmax(1)])
+            valid = torch.cat([target != VOID, known])
+            loss = self.judged(self.scores(maps), 0, valid) / 2
+        loss.backward()
+        with self.autocast:
+            loss = self.judged(self.scores(one_hot(real)), 1, real != VOID) / 2
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def scores(self, maps: Tensor) -> Tensor:
+        found = self.opponent(maps).float()
+        size = maps.shape[-2:]
+        return F.interpolate(found, size, mode="bilinear", align_corners=True)[:, 0]
+
+    def judged(self, scores: Tensor, label: int, valid: Tensor) -> Tensor:
+        wanted = torch.full_like(scores, label)
+        weight = valid.float()
+        total = F.binary_cross_entropy_with_logits(scores, wanted, weight, reduction="sum")
+        return total / weight.sum()
+
+
+class PublishedASM(PublishedLoop):
+    """Two optimizers of the analyzer step first, then the segmenter against the new analyzer.
+
+    The whole analyzer runs for every map, also where nobody looks at what it reconstructs.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.optimizer = momentum(self.net.parameters())
+        self.weights = list(self.opponent.parameters())
+        self.of_hinge, self.of_rebuilt = momentum(self.weights), momentum(self.weights)
+
+    def step(self, batch: Batch) -> None:
+        image, target = batch["labeled"]["image"], batch["labeled"]["mask"]
+        with self.autocast:
+            logits = self.logits(image)
+            truth, void = one_hot(target), (target == VOID)[:, None].float()
+            valid = [
+                (void := F.max_pool2d(void, 3, stride=2, padding=1))[:, 0] == 0
+                for _ in self.opponent.taps
+            ]
+            features, rebuilt = self.opponent(truth)
+            others, _ = self.opponent(one_hot(logits.detach().max(1).indices))
+            hinge = sum(
+                over((MARGIN - distance).relu(), ok)
+                for distance, ok in zip(distances(features, others), valid, strict=True)
+            )
+            hinge = HINGE * 10 ** (-self.iteration / LENGTH) * hinge
+            reconstruction = F.cross_entropy(rebuilt.float(), target, ignore_index=VOID)
+        found = [
+            torch.autograd.grad(loss, self.weights, retain_graph=True, allow_unused=True)
+            for loss in (hinge, reconstruction)
+        ]
+        for optimizer, gradients in zip((self.of_hinge, self.of_rebuilt), found, strict=True):
+            for weight, gradient in zip(self.weights, gradients, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+            optimizer.zero_grad()
+        del features, rebuilt, others, hinge, reconstruction, found, gradients, gradient
+        self.optimizer.zero_grad()
+        self.opponent.requires_grad_(False)
+        with self.autocast:
+            features, _ = self.opponent(truth)
+            others, _ = self.opponent(logits.softmax(1))
+            loss = F.cross_entropy(logits, target, ignore_index=VOID) + sum(
+                over(distance, ok)
+                for distance, ok in zip(distances(features, others), valid, strict=True)
+            )
+        loss.backward()
+        self.optimizer.step()
+        self.opponent.requires_grad_(True)
+
+
+def one_hot(labels: Tensor) -> Tensor:
+    """Return (B, C, H, W); zero where void."""
+    classes = torch.arange(CLASSES, device=labels.device).view(1, -1, 1, 1)
+    return (labels[:, None] == classes).float()
+
+
+def distances(features: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """Return the squared distance of unit vectors, per tap."""
+    with torch.autocast(features[0].device.type, enabled=False):
+        units = [
+            [F.normalize(each.float(), eps=1e-6) for each in maps] for maps in (features, others)
+        ]
+        return [(a - b).square().sum(1) for a, b in zip(*units, strict=True)]
+
+
+def over(values: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean of what is valid."""
+    return (values * valid).sum() / valid.sum().clamp(min=1)
+
+
+# What is looked at in a training
+
+
+class Watch:
+    """Nothing: the same random numbers for all, and that is it."""
+
+    def before(self, step: int) -> None:
+        if step == 0:
+            torch.manual_seed(SEED)
+
+    def after(self, step: int) -> None:
+        pass
+
+
+class Clock(Watch):
+    """Seconds per step, without the first ones."""
+
+    def __init__(self, device: str, warm: int, last: int) -> None:
+        self.device, self.warm, self.last = device, warm, last
+        self.seconds = 0.0
+
+    def before(self, step: int) -> None:
+        super().before(step)
+        if step == self.warm:
+            self.begin = self.now()
+
+    def after(self, step: int) -> None:
+        if step == self.last:
+            self.seconds = (self.now() - self.begin) / (self.last - self.warm + 1)
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Peak(Watch):
+    """Memory in MiB at the height of two steps beyond what is held before them.
+
+    Steps of networks that have not trained yet: gradients and optimizers' states count for all.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device, self.mib = device, 0.0
+
+    def before(self, step: int) -> None:
+        super().before(step)
+        if step != 0:
+            return
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.held = torch.cuda.memory_allocated()
+        else:
+            self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self.profile.start()
+
+    def after(self, step: int) -> None:
+        if step != 1:
+            return
+        if self.device == "cuda":
+            self.mib = (torch.cuda.max_memory_allocated() - self.held) / 2**20
+            return
+        self.profile.stop()
+        held = most = 0
+        for event in self.profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                most = max(most, held)
+        self.mib = most / 2**20
+
+
+class NoWaiting(Watch):
+    """Raises where a step after the first ones waits for the GPU."""
+
+    def __init__(self, warm: int) -> None:
+        self.warm = warm
+
+    def before(self, step: int) -> None:
+        super().before(step)
+        if step >= self.warm:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def after(self, step: int) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class InTrainer(Callback):
+    """Shows a Trainer's steps to a watch."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.watch.before(args[-1])
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.watch.after(args[-1])
+
+
+# The comparison
+
+
+def batches(size: int, count: int, device: str) -> list[Batch]:
+    """Return random images, and blocks of classes of which some are void, the same two in turn."""
+    torch.manual_seed(SEED)
+
+    def part() -> Batch:
+        blocks = torch.randint(CLASSES + 1, (size, 1, 12, 12)).float()
+        mask = F.interpolate(blocks, (SIDE, SIDE))[:, 0].long()
+        found = {
+            "image": torch.randint(256, (size, 3, SIDE, SIDE), dtype=torch.uint8),
+            "mask": mask.where(mask < CLASSES, VOID),
+            "valid": torch.ones(size, SIDE, SIDE, dtype=torch.bool),
+        }
+        moved = {name: value.to(device) for name, value in found.items()}
+        return {**moved, "id": [f"{number}" for number in range(size)]}
+
+    names = ("labeled", "unlabeled", "labeled_real")
+    made = [{name: part() for name in names} for _ in range(2)]
+    return [made[number % 2] for number in range(count)]
+
+
+def in_trainer(
+    module: L.LightningModule, device: str, precision: str, data: list[Batch], watch: Watch
+) -> None:
+    """Train a module for as many steps as there are batches."""
+    trainer = L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        precision=precision,
+        max_steps=len(data),
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        callbacks=[InTrainer(watch)],
+    )
+    trainer.fit(module, DataLoader(data, batch_size=None))
+
+
+def largest_difference(one: nn.Module, other: nn.Module) -> float:
+    """Return it over all weights and running statistics."""
+    theirs = other.state_dict()
+    return max(
+        (value.double().cpu() - theirs[name].double().cpu()).abs().max().item()
+        for name, value in one.state_dict().items()
+    )
+
+
+def weights_moved(one: nn.Module, other: nn.Module) -> float:
+    """Return the largest change of any weight."""
+    return max(
+        (after.detach().cpu() - before.detach().cpu()).abs().max().item()
+        for after, before in zip(one.parameters(), other.parameters(), strict=True)
+    )
+
+
+class Comparison:
+    """All modules and loops on one network, from the same weights.
+
+    Args:
+        network: A name of `NETWORKS`.
+        device: `cpu` or `cuda`.
+        precision: Of the Trainer.
+    """
+
+    def __init__(self, network: str, device: str, precision: str) -> None:
+        build, size = NETWORKS[network]
+        self.size = size if device == "cpu" else ON_GPU
+        self.device, self.precision = device, precision
+        torch.manual_seed(SEED)
+        self.net = build()
+        self.discriminator, self.analyzer = FCDiscriminator(CLASSES), StructureAnalyzer(CLASSES)
+
+    def semi_adv(self, channels_last: bool = False) -> SemiAdvModule:
+        return SemiAdvModule(
+            copy.deepcopy(self.net),
+            num_classes=CLASSES,
+            discriminator=copy.deepcopy(self.discriminator),
+            lambda_adv=ADV,
+            lambda_semi=SEMI,
+            lambda_semi_adv=SEMI_ADV,
+            t_semi=T_SEMI,
+            semi_start=0,
+            reference_padding=True,
+            optimizer=sgd,
+            opponent_optimizer=adam,
+            channels_last=channels_last,
+        )
+
+    def asm(self, order: str, channels_last: bool = False) -> ASMLModule:
+        return ASMLModule(
+            copy.deepcopy(self.net),
+            num_classes=CLASSES,
+            analyzer=copy.deepcopy(self.analyzer),
+            lambda_adv=HINGE,
+            order=order,
+            decay_steps=LENGTH,
+            optimizer=momentum,
+            opponent_optimizer=momentum,
+            channels_last=channels_last,
+        )
+
+    def loop(self, kind: type[PublishedLoop], opponent: nn.Module) -> PublishedLoop:
+        nets = copy.deepcopy(self.net), copy.deepcopy(opponent)
+        return kind(*nets, self.device, self.precision)
+
+    def require_same_weights(self) -> None:
+        """Train two steps with the modules and the loops."""
+        pairs = [
+            (self.semi_adv(), PublishedSemiAdv, self.discriminator),
+            (self.asm("analyzer_first"), PublishedASM, self.analyzer),
+        ]
+        for module, kind, opponent in pairs:
+            loop = self.loop(kind, opponent)
+            data = batches(self.size, 2, self.device)
+            in_trainer(module, self.device, self.precision, data, Watch())
+            loop.run(data, Watch())
+            found = [
+                largest_difference(loop.net, module.network),
+                largest_difference(loop.opponent, module.opponent),
+            ]
+            moved = [weights_moved(loop.net, self.net), weights_moved(loop.opponent, opponent)]
+            print(
+                f"{type(module).__name__} and the loop after 2 steps: largest difference of "
+                f"the segmenter {found[0]:.1e} (its weights moved by {moved[0]:.1e}), "
+                f"of the opponent {found[1]:.1e} ({moved[1]:.1e})"
+            )
+            if max(found) > TOLERANCE:
+                raise SystemExit(f"{type(module).__name__} and the loop differ: {found}")
+
+    def runs(self) -> dict[str, Callable[[list[Batch], Watch], None]]:
+        """Return what takes its turn."""
+        run = partial(partial, in_trainer)
+        where = self.device, self.precision
+        found = {
+            "cross-entropy": run(
+                CrossEntropyModule(copy.deepcopy(self.net), num_classes=CLASSES, optimizer=sgd),
+                *where,
+            ),
+            "SemiAdv loop": self.loop(PublishedSemiAdv, self.discriminator).run,
+            "SemiAdv": run(self.semi_adv(), *where),
+            "SemiAdv, NHWC": run(self.semi_adv(channels_last=True), *where),
+            "ASM loop": self.loop(PublishedASM, self.analyzer).run,
+        }
+        for order in ("analyzer_first", "simultaneous"):
+            found[f"ASM {order}"] = run(self.asm(order), *where)
+            found[f"ASM {order}, NHWC"] = run(self.asm(order, True), *where)
+        return found
+
+    def table(self, title: str, rounds: int) -> Table:
+        """Time all in turn."""
+        runs = self.runs()
+        warm, last = (1, 2) if self.device == "cpu" else (5, 24)
+        data = batches(self.size, last + 1, self.device)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, run in runs.items():
+                clock = Clock(self.device, warm, last)
+                run(data, clock)
+                times[name].append(clock.seconds)
+        peaks = {}
+        for name, run in self.runs().items():
+            peak = Peak(self.device)
+            run(data[:2], peak)
+            peaks[name] = peak.mib
+            if self.device == "cuda" and "loop" not in name:
+                run(data, NoWaiting(warm))
+        table = Table(title=title)
+        for name in ("step", "ms", "x CE", "x loop", "peak MiB", "x loop"):
+            table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
+        for name, taken in times.items():
+            loop = f"{name.split()[0].rstrip(',')} loop"
+            loop = loop if loop in times else name
+            table.add_row(
+                name,
+                f"{1000 * statistics.median(taken):.0f}",
+                ratio(taken, times["cross-entropy"]),
+                ratio(taken, times[loop]),
+                f"{peaks[name]:.0f}",
+                f"{peaks[name] / peaks[loop]:.2f}",
+            )
+        return table
+
+
+def ratio(times: list[float], others: list[float]) -> str:
+    """Return the median of the rounds' ratios."""
+    return f"{statistics.median(a / b for a, b in zip(times, others, strict=True)):.2f}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what Lightning says at each start."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def main() -> None:
+    """Print a table per network and precision."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--network", nargs="+", choices=NETWORKS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    on_gpu = options.device == "cuda"
+    precisions = ("32-true", "bf16-mixed") if on_gpu else ("32-true",)
+    for network in options.network or (["deeplab"] if on_gpu else ["lraspp", "fcn"]):
+        with quiet():
+            Comparison(network, options.device, "32-true").require_same_weights()
+            for precision in precisions:
+                compared = Comparison(network, options.device, precision)
+                title = f"{network}, {compared.size} + {compared.size} images of {SIDE}x{SIDE}"
+                table = compared.table(f"{title}, {options.device}, {precision}", options.rounds)
+                Console().print(table)
+    if on_gpu:
+        print("no step of the modules waited for the GPU")
+
+
+if __name__ == "__main__":
+    main()
