@@ -141,25 +141,30 @@ class SemiAdvModule(TwoPlayerModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Update both players on one batch of labelled and unlabelled images."""
-        labeled = labeled_part(batch)
-        target = labeled["mask"]
-        outputs, others = self._outputs_of_both(labeled["image"], self._unlabeled(batch))
+        labeled, unlabeled = labeled_part(batch), self._unlabeled(batch)
+        target, outputs, theirs, terms = labeled["mask"], None, None, {}
+        if unlabeled is not None:
+            theirs, outputs = self._judge_unlabeled(unlabeled, labeled["image"])
+            terms = self.unlabeled_terms(theirs)
+        extra = self._weighted(terms)
+        if outputs is None:  # the labelled images have a forward pass of their own, still to come
+            extra = self.backward_early(extra)
+            outputs = self.outputs(labeled["image"])
         losses = self.supervised_losses(outputs, target)
-        if not self.plays:
-            self.log_training(losses, labeled)
-            self.update(batch_idx, segmenter=losses["loss"])
-            return
-        ours = self.judge(outputs["out"][0], target != self.ignore_index)
-        theirs = None if others is None else self.judge(*others)
-        for name, term in self.segmenter_terms(ours, theirs).items():
-            losses["loss"] = losses["loss"] + getattr(self, f"lambda_{name}") * term
-            losses[f"loss_{name}"] = term.detach()
-        real = batch.get("labeled_real", labeled)["mask"]
-        loss_d, accuracies = self.discriminator_term(ours, theirs, real)
-        losses["loss_d"] = loss_d.detach()
-        self._watch.watch(losses["loss_d"], losses.get("loss_semi"))
-        if self.logs_now():
-            losses |= accuracies | self.selection(theirs, batch.get("unlabeled", {}).get("mask"))
+        loss_d = None
+        if self.plays:
+            ours = self.judge(outputs["out"][0], target != self.ignore_index)
+            more = self.labeled_terms(ours)
+            extra, terms = extra + self._weighted(more), terms | more
+            losses |= {f"loss_{name}": term.detach() for name, term in terms.items()}
+            real = batch.get("labeled_real", labeled)["mask"]
+            loss_d, accuracies = self.discriminator_term(ours, theirs, real)
+            losses["loss_d"] = loss_d.detach()
+            self._watch.watch(losses["loss_d"], losses.get("loss_semi"))
+            if self.logs_now():
+                losses |= accuracies
+                losses |= self.selection(theirs, batch.get("unlabeled", {}).get("mask"))
+        losses["loss"] = losses["loss"] + extra
         self.log_training(losses if self.logs_now() else {"loss": losses["loss"]}, labeled)
         self.update(batch_idx, segmenter=losses["loss"], opponent=loss_d)
 
@@ -179,25 +184,20 @@ class SemiAdvModule(TwoPlayerModule):
         with frozen(self.discriminator):
             return Judged(logits, maps, self._scores(maps), valid)
 
-    def segmenter_terms(self, ours: Judged, theirs: Judged | None) -> dict[str, Tensor]:
-        """Return the losses of this iteration whose weights are `lambda_<name>`.
+    def labeled_terms(self, ours: Judged) -> dict[str, Tensor]:
+        """Return the losses on labelled images whose weights are `lambda_<name>`."""
+        if self.lambda_adv == 0:
+            return {}
+        return {"adv": adversarial_loss(ours.scores, ours.valid)}
 
-        Args:
-            ours: Predictions for labelled images.
-            theirs: For unlabelled images.
-        """
-        terms = {}
-        if self.lambda_adv > 0:
-            terms["adv"] = adversarial_loss(ours.scores, ours.valid)
-        if theirs is None:
-            return terms
-        iteration = self.trainer.global_step
+    def unlabeled_terms(self, theirs: Judged) -> dict[str, Tensor]:
+        """Return this iteration's losses on unlabelled images, likewise."""
+        terms, iteration = {}, self.trainer.global_step
         if self.lambda_semi_adv > 0 and iteration >= self.semi_start_adv:
             terms["semi_adv"] = adversarial_loss(theirs.scores, theirs.valid)
         if self.lambda_semi > 0 and iteration >= self.semi_start:
-            terms["semi"] = cross_entropy(
-                theirs.logits, self.pseudo_labels(theirs), self.ignore_index
-            )
+            labels = self.pseudo_labels(theirs)
+            terms["semi"] = cross_entropy(theirs.logits, labels, self.ignore_index)
         return terms
 
     def pseudo_labels(self, judged: Judged) -> Tensor:
@@ -279,22 +279,20 @@ class SemiAdvModule(TwoPlayerModule):
             return batch.get("unlabeled")
         return None
 
-    def _outputs_of_both(
-        self, image: Tensor, unlabeled: dict[str, Any] | None
-    ) -> tuple[dict[str, list[Tensor]], tuple[Tensor, Tensor] | None]:
-        """Return all outputs of labelled images, and logits and valid pixels of unlabelled ones."""
-        if unlabeled is None:
-            return self.outputs(image), None
+    def _judge_unlabeled(
+        self, unlabeled: dict[str, Any], image: Tensor
+    ) -> tuple[Judged, dict[str, list[Tensor]] | None]:
+        """Return unlabelled images judged and, with a joint forward pass, outputs of the others."""
         valid = unlabeled["valid"]
         if self.reference_padding:
             valid = torch.ones_like(valid)
         if not self.joint_forward:
-            others = self.outputs(unlabeled["image"])["out"][0]
-            return self.outputs(image), (others, valid)
-        count = len(image)
+            return self.judge(self.outputs(unlabeled["image"])["out"][0], valid), None
         together = self.outputs(torch.cat([image, unlabeled["image"]]))
-        others = together["out"][0][count:]
-        return {name: [each[:count] for each in found] for name, found in together.items()}, (
-            others,
-            valid,
-        )
+        count = len(image)
+        outputs = {name: [each[:count] for each in found] for name, found in together.items()}
+        return self.judge(together["out"][0][count:], valid), outputs
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        weighted = [getattr(self, f"lambda_{name}") * term for name, term in terms.items()]
+        return torch.stack(weighted).sum() if weighted else self.image_mean.new_zeros(())

@@ -93,7 +93,9 @@ def test_a_network_that_returns_something_else_is_told() -> None:
 
 def test_learning_rate_groups() -> None:
     ours = module(TinyNet(8, aux=True), lr=0.1, backbone_lr_factor=0.1, head_bias_lr_factor=2.0)
-    groups = {group["name"]: group for group in ours.configure_optimizers().param_groups}
+    groups = {
+        group["name"]: group for group in ours.configure_optimizers()["optimizer"].param_groups
+    }
     assert {name: group["lr"] for name, group in groups.items()} == {
         "backbone": pytest.approx(0.01),
         "head": pytest.approx(0.1),
@@ -110,13 +112,13 @@ def test_learning_rate_groups() -> None:
 
 def test_the_optimizers_own_rate_is_kept_without_lr() -> None:
     ours = module(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.7))
-    assert [group["lr"] for group in ours.configure_optimizers().param_groups] == [0.7]
+    assert [group["lr"] for group in ours.configure_optimizers()["optimizer"].param_groups] == [0.7]
 
 
 @pytest.mark.parametrize("option", [{"backbone_lr_factor": 0.1}, {"freeze_batch_norm": "encoder"}])
 def test_a_backbone_option_without_a_backbone_is_told(option: dict) -> None:
     with pytest.raises(SetupError, match=r"no.*encoder"):
-        module(nn.Conv2d(3, 8, 1), **option).configure_optimizers()
+        module(nn.Conv2d(3, 8, 1), **option).configure_optimizers()["optimizer"]
 
 
 @pytest.mark.parametrize(("freeze", "frozen"), [("none", False), ("encoder", True), ("all", True)])

@@ -235,7 +235,7 @@ def test_wrong_settings_are_told_at_once(options, told) -> None:
     [
         ("--model.kernel_size=4", "kernel_size"),
         ("--model.void=lenient", "lenient"),
-        ("--model.lambda_cpg=-1", "lambda_cpg must be 0 or more"),
+        ("--model.lambda_cpg=-1", "lambda_cpg must be at least 0"),
         ("--model.pixel_loss=LossMaxPoling", "LossMaxPoling"),
         ("--model.pixel_loss.p=0.5", "p of loss max-pooling must lie in [1, inf], not 0.5"),
     ],

@@ -358,7 +358,7 @@ def judged():
 
 def test_the_segmenters_terms_leave_the_discriminator_alone() -> None:
     ours, logits, both = judged()
-    terms = ours.segmenter_terms(*both)
+    terms = ours.labeled_terms(both[0]) | ours.unlabeled_terms(both[1])
     assert set(terms) == {"adv", "semi_adv", "semi"}
     for name, term in terms.items():
         found = torch.autograd.grad(term, logits, allow_unused=True, retain_graph=True)
