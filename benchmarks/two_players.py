@@ -386,7 +386,7 @@ class Comparison:
         self.net = build()
         self.discriminator, self.analyzer = FCDiscriminator(CLASSES), StructureAnalyzer(CLASSES)
 
-    def semi_adv(self, channels_last: bool = False) -> SemiAdvModule:
+    def semi_adv(self, channels_last: bool = False, **options: Any) -> SemiAdvModule:
         return SemiAdvModule(
             copy.deepcopy(self.net),
             num_classes=CLASSES,
@@ -397,9 +397,8 @@ class Comparison:
             t_semi=T_SEMI,
             semi_start=0,
             reference_padding=True,
-            optimizer=sgd,
-            opponent_optimizer=adam,
             channels_last=channels_last,
+            **{"optimizer": sgd, "opponent_optimizer": adam, **options},
         )
 
     def asm(self, order: str, channels_last: bool = False) -> ASMLModule:
@@ -420,13 +419,20 @@ class Comparison:
         return kind(*nets, self.device, self.precision)
 
     def require_same_weights(self) -> None:
-        """Train two steps with the modules and the loops."""
+        """Train two steps with the modules and the loops.
+
+        By SGD: Adam's first steps are as long for a gradient of nothing but rounding.
+        """
+        both = {"optimizer": momentum, "opponent_optimizer": momentum}
         pairs = [
-            (self.semi_adv(), PublishedSemiAdv, self.discriminator),
+            (self.semi_adv(**both), PublishedSemiAdv, self.discriminator),
             (self.asm("analyzer_first"), PublishedASM, self.analyzer),
         ]
         for module, kind, opponent in pairs:
             loop = self.loop(kind, opponent)
+            if kind is PublishedSemiAdv:
+                nets = loop.net, loop.opponent
+                loop.optimizers = tuple(momentum(net.parameters()) for net in nets)
             data = batches(self.size, 2, self.device)
             in_trainer(module, self.device, self.precision, data, Watch())
             loop.run(data, Watch())
