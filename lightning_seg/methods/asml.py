@@ -43,7 +43,8 @@ from lightning_seg.losses import (
 )
 from lightning_seg.losses.inputs import at_least_float32, masked_mean
 from lightning_seg.methods.base import labeled_part
-from lightning_seg.methods.two_players import TwoPlayerModule, frozen
+from lightning_seg.methods.gradients import frozen
+from lightning_seg.methods.two_players import TwoPlayerModule
 from lightning_seg.networks import StructureAnalyzer
 
 

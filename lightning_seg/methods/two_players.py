@@ -19,12 +19,10 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -36,6 +34,7 @@ from torch.optim import Optimizer
 
 from lightning_seg.errors import SetupError, require_one_of
 from lightning_seg.methods.base import SegmentationModule
+from lightning_seg.methods.gradients import average_gradients, clip_gradients, share_weights
 from lightning_seg.methods.optimization import build_optimizer, with_schedule
 
 Opponent = TypeVar("Opponent", bound=nn.Module)
@@ -150,7 +149,7 @@ class TwoPlayerModule(SegmentationModule):
 
         Args:
             batch_idx: Of `training_step`.
-            segmenter: A scalar that depends on the segmenter's weights only, see `frozen`.
+            segmenter: A scalar that depends on the segmenter's weights only, see `gradients.frozen`.
             opponent: A scalar that depends on the opponent's weights only.
         """
         ours, theirs = self.trainer.optimizers
@@ -206,12 +205,7 @@ class TwoPlayerModule(SegmentationModule):
 
     def _step_opponent(self, optimizer: Optimizer) -> None:
         """Step without Lightning, which would count this and update the scaler."""
-        gradients = [
-            weight.grad for weight in self.opponent.parameters() if weight.grad is not None
-        ]
-        if not gradients:
-            return
-        _average(gradients)
+        average_gradients(self.opponent)
         scaler = self._scaler()
         if scaler is not None:
             scaler.unscale_(optimizer)
@@ -238,11 +232,7 @@ class TwoPlayerModule(SegmentationModule):
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if scaler is not None and fused and optimizer is ours:
             scaler.unscale_(optimizer)  # Lightning leaves this to the step of fused optimizers
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        if self.gradient_clip_algorithm == "norm":
-            nn.utils.clip_grad_norm_(weights, limit)
-        else:
-            nn.utils.clip_grad_value_(weights, limit)
+        clip_gradients(optimizer, limit, self.gradient_clip_algorithm)
 
     def _ends_epoch(self, batch_idx: int) -> bool:
         trainer = self.trainer
@@ -288,9 +278,7 @@ class TwoPlayerModule(SegmentationModule):
         # a checkpoint holds the weights behind the step, as with one optimizer
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
-        if _distributed():
-            for weight in self.opponent.parameters():
-                dist.broadcast(weight.detach(), 0)
+        share_weights(self.opponent.parameters())
 
     def on_fit_end(self) -> None:
         """Leave the Trainer as it was."""
@@ -341,35 +329,3 @@ class TwoPlayerModule(SegmentationModule):
         ]
         if changed:
             rank_zero_info(f"other settings than in the checkpoint: {', '.join(sorted(changed))}")
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a module to its input, but not to its weights.
-
-    The flags are as before afterwards, also behind an exception. Graphs keep what was set when they
-    were built, so the backward pass may come later.
-    """
-    learning = [weight for weight in module.parameters() if weight.requires_grad]
-    for weight in learning:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in learning:
-            weight.requires_grad_(True)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _average(gradients: list[Tensor]) -> None:
-    """Replace gradients by their mean over all processes, in one exchange."""
-    if not _distributed():
-        return
-    together = torch.cat([each.flatten() for each in gradients]) / dist.get_world_size()
-    dist.all_reduce(together)
-    parts = torch.split(together, [each.numel() for each in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))

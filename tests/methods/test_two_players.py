@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule, SetupError
 from lightning_seg.methods import TwoPlayerModule
+from lightning_seg.methods.gradients import frozen
 from lightning_seg.methods.optimization import PolyLR
-from lightning_seg.methods.two_players import frozen
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 LR = 0.5
