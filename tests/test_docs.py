@@ -117,9 +117,11 @@ def test_the_yaml_examples_are_what_they_say(tmp_path: Path) -> None:
 def test_the_commands_of_a_methods_page_parse(page: Path, tmp_path: Path) -> None:
     scripts = blocks("sh", page.read_text())
     assert scripts
-    for script in scripts:
-        bash(f"{script.rstrip()} --print_config > out.yaml", tmp_path)
-        assert "Module" in (tmp_path / "out.yaml").read_text()
+    for number, script in enumerate(scripts):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        bash(f"{script.rstrip()} --print_config > out.yaml", folder)
+        assert "Module" in (folder / "out.yaml").read_text()
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
 

@@ -149,7 +149,8 @@ class TwoPlayerModule(SegmentationModule):
 
         Args:
             batch_idx: Of `training_step`.
-            segmenter: A scalar that depends on the segmenter's weights only, see `gradients.frozen`.
+            segmenter: A scalar that depends on the segmenter's weights only; see
+                `gradients.frozen`.
             opponent: A scalar that depends on the opponent's weights only.
         """
         ours, theirs = self.trainer.optimizers
