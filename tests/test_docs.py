@@ -11,8 +11,10 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+from small_runs import fit
+from tiny import TinyNet
 
-from datamodules import SegmentationDataModule, UnlabeledShards
+from datamodules import SegmentationDataModule, SyntheticScenesDataModule, UnlabeledShards
 from datamodules.augmentation import PRESETS
 from lightning_seg import SegmentationModule
 
@@ -124,6 +126,20 @@ def test_the_commands_of_a_methods_page_parse(page: Path, tmp_path: Path) -> Non
         assert "Module" in (folder / "out.yaml").read_text()
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/methods").glob("*.md")), ids=lambda p: p.stem)
+def test_the_python_of_a_methods_page_runs(page: Path, tmp_path: Path) -> None:
+    for script in blocks("python", page.read_text()):
+        names: dict = {}
+        exec(compile(script, str(page), "exec"), names)
+        if "FoolingModule" in names:
+            data = SyntheticScenesDataModule(train_size=4, crop_size=64, batch_size=2)
+            ours = names["FoolingModule"](TinyNet(8), num_classes=8, lr=0.01)
+            fit(ours, tmp_path, data, max_steps=2)
+            assert ours.trainer.global_step == 2
+        if "match" in names:
+            assert 0 <= names["match"] <= 8
 
 
 def test_the_python_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from lightning_seg.methods.asml import ASMLModule
 from lightning_seg.methods.base import SegmentationModule
 from lightning_seg.methods.cpg import CPGModule
 from lightning_seg.methods.cross_entropy import CrossEntropyModule
+from lightning_seg.methods.gradients import frozen
 from lightning_seg.methods.lmp import LMPModule
 from lightning_seg.methods.semi_adv import SemiAdvModule
 from lightning_seg.methods.two_players import TwoPlayerModule
@@ -16,4 +17,5 @@ __all__ = [
     "SegmentationModule",
     "SemiAdvModule",
     "TwoPlayerModule",
+    "frozen",
 ]

@@ -120,9 +120,12 @@ class ASMLModule(TwoPlayerModule):
                 f"single_channel is for two classes, not {num_classes} "
                 "(option: --model.single_channel false)"
             )
-        self.analyzer = self.adopt(
-            analyzer or StructureAnalyzer, 1 if single_channel else num_classes
-        )
+        channels = 1 if single_channel else num_classes
+        self.analyzer, _ = self.adopt("analyzer", analyzer or StructureAnalyzer, channels)
+        if not isinstance(self.analyzer, StructureAnalyzer):
+            raise SetupError(
+                f"{type(self.analyzer).__name__} is no StructureAnalyzer (option: --model.analyzer)"
+            )
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_pixel = lambda_pixel
         self.lambda_asm = lambda_asm
@@ -149,12 +152,13 @@ class ASMLModule(TwoPlayerModule):
             "loss": self.lambda_pixel * losses["loss"],
             "loss_pixel": losses["loss"].detach(),
         }
-        analysis = None
+        analysis, watched = None, None
         if self.lambda_asm > 0:
             logits = outputs["out"][0]
             truth = self.encode(one_hot_map(target, self.num_classes, self.ignore_index))
             valid = self.analyzer.valid(target != self.ignore_index)
             analysis, terms, features = self.analyzer_loss(logits.detach(), target, truth, valid)
+            watched = analysis
             if self.order == "analyzer_first":
                 if analysis is not None:
                     self.update(batch_idx, opponent=analysis)
@@ -162,7 +166,8 @@ class ASMLModule(TwoPlayerModule):
             match = self.matching_loss(logits, truth, valid, features)
             losses |= {"loss": losses["loss"] + self.lambda_asm * match, **terms}
             losses["loss_match"] = match.detach()
-        self.log_training(losses if self.logs_now() else {"loss": losses["loss"]}, batch)
+        shown = losses if self.logs_now() else {"loss": losses["loss"]}
+        self.log_training(shown, batch, watched)
         self.update(batch_idx, segmenter=losses["loss"], opponent=analysis)
 
     def analyzer_loss(

@@ -195,14 +195,22 @@ class SegmentationModule(L.LightningModule, ABC):
             "loss_aux": aux.detach(),
         }
 
-    def log_training(self, values: Mapping[str, Tensor], batch: dict[str, Any]) -> None:
+    def log_training(
+        self, values: Mapping[str, Tensor], batch: dict[str, Any], other: Tensor | None = None
+    ) -> None:
         """Log scalars of a training step as `train/<name>`, the loss on the progress bar too.
 
+        Args:
+            values: Scalars, of which `loss` must stay finite.
+            batch: The labelled images.
+            other: Another loss that must.
+
         Raises:
-            NonFiniteLossError: The loss has become NaN or infinite, now or in a recent step.
+            NonFiniteLossError: A loss has become NaN or infinite, now or in a recent step.
         """
         size = len(batch["image"])
-        self._guard.watch(values["loss"], self.trainer.global_step, batch["id"])
+        watched = values["loss"] if other is None else values["loss"].detach() + other.detach()
+        self._guard.watch(watched, self.trainer.global_step, batch["id"])
         self.log("train/loss", values["loss"].detach(), prog_bar=True, batch_size=size)
         others = {f"train/{name}": value for name, value in values.items() if name != "loss"}
         if others:

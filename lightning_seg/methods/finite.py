@@ -54,9 +54,10 @@ class FiniteGuard:
         named = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
         raise NonFiniteLossError(
             f"the training loss was {values[first].item()} in step {step} (images {named}). Likely "
-            "causes: a learning rate that is too large (option: --model.lr; try a tenth), half "
-            "precision that overflowed (--trainer.precision bf16-mixed or 32-true instead of "
-            "16-mixed), gradients that exploded (--trainer.gradient_clip_val 1.0, with two "
-            "optimizers --model.gradient_clip_val 1.0), or an image or mask that is broken (python "
-            "cli.py check)"
+            "causes: a learning rate that is too large (option: --model.lr, with two players also "
+            "--model.opponent_lr; try a tenth), half precision that overflowed "
+            "(--trainer.precision bf16-mixed or 32-true instead of 16-mixed), gradients that "
+            "exploded (--trainer.gradient_clip_val 1.0, with two players "
+            "--model.gradient_clip_val 1.0), or an image or mask that is broken (python cli.py "
+            "check)"
         )

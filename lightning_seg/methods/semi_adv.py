@@ -122,7 +122,14 @@ class SemiAdvModule(TwoPlayerModule):
         require_range(0, math.inf, lambda_adv=lambda_adv, **weights)
         require_range(0, math.inf, semi_start=semi_start, semi_start_adv=semi_start_adv)
         require_range(0, 1, t_semi=t_semi)
-        self.discriminator = self.adopt(discriminator or FCDiscriminator, num_classes)
+        self.discriminator, scores = self.adopt(
+            "discriminator", discriminator or FCDiscriminator, num_classes
+        )
+        if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] != 1:
+            raise SetupError(
+                f"{type(self.discriminator).__name__} does not return one logit per place, "
+                "(B, 1, h, w) (option: --model.discriminator)"
+            )
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_adv = lambda_adv
         self.lambda_semi = lambda_semi
@@ -166,7 +173,8 @@ class SemiAdvModule(TwoPlayerModule):
                 losses |= accuracies
                 losses |= self.selection(theirs, batch.get("unlabeled", {}).get("mask"))
         losses["loss"] = losses["loss"] + extra
-        self.log_training(losses if self.logs_now() else {"loss": losses["loss"]}, labeled)
+        shown = losses if self.logs_now() else {"loss": losses["loss"]}
+        self.log_training(shown, labeled, loss_d)
         self.update(batch_idx, segmenter=losses["loss"], opponent=loss_d)
 
     @property

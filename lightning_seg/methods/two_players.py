@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -85,9 +85,15 @@ class TwoPlayerModule(SegmentationModule):
                 f"accumulate_grad_batches must be at least 1, not {accumulate_grad_batches} "
                 "(option: --model.accumulate_grad_batches)"
             )
-        for value in (gradient_clip_val, opponent_gradient_clip_val):
+        limits = {
+            "gradient_clip_val": gradient_clip_val,
+            "opponent_gradient_clip_val": opponent_gradient_clip_val,
+        }
+        for name, value in limits.items():
             if value is not None and not 0 < value < math.inf:
-                raise SetupError(f"gradient_clip_val must be above 0, not {value}; null: no limit")
+                raise SetupError(
+                    f"{name} must be above 0, not {value}; null: no limit (option: --model.{name})"
+                )
         require_one_of("norm", "value", gradient_clip_algorithm=gradient_clip_algorithm)
         self.automatic_optimization = False
         self.opponent_optimizer = opponent_optimizer
@@ -97,20 +103,27 @@ class TwoPlayerModule(SegmentationModule):
         self.opponent_gradient_clip_val = opponent_gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accumulate_grad_batches = accumulate_grad_batches
+        self._epoch_is_over = False
 
     @property
     @abstractmethod
     def opponent(self) -> nn.Module:
         """The second player."""
 
-    def adopt(self, opponent: Callable[[int], Opponent] | Opponent, channels: int) -> Opponent:
+    def adopt(
+        self, option: str, opponent: Callable[[int], Opponent] | Opponent, channels: int
+    ) -> tuple[Opponent, Any]:
         """Build the opponent, compiled where the network is, and channels-last in any case.
 
         Maps have few channels and full size: on CPUs that order halves the time of the first layer.
 
         Args:
+            option: Its name, for messages.
             opponent: Makes it from the number of channels of a map, or is it.
             channels: Of the maps that it will see.
+
+        Returns:
+            The opponent, and what it makes of an empty map of 256 x 256 pixels.
 
         Raises:
             SetupError: It does not take such maps, or has nothing to learn.
@@ -119,22 +132,23 @@ class TwoPlayerModule(SegmentationModule):
         with torch.random.fork_rng(devices=[]):  # dropout is to be as without an opponent
             made = cast(Opponent, opponent if given else opponent(channels))
         weight = next(made.parameters(), None)
+        name = type(made).__name__
         if weight is None:
-            raise SetupError(f"{type(made).__name__} has no weights to learn")
-        state = made.training
+            raise SetupError(f"{name} has no weights to learn (option: --model.{option})")
+        training = made.training
         try:
             with torch.no_grad():
-                made.eval()(weight.new_zeros(1, channels, 64, 64))
+                found = made.eval()(weight.new_zeros(1, channels, 256, 256))
         except RuntimeError as error:
             raise SetupError(
-                f"{type(made).__name__} does not take maps of {channels} channels, one per class: "
-                f"{error}"
+                f"{name} does not take maps of {channels} channels, one per class, and 256x256 "
+                f"pixels (option: --model.{option}): {error}"
             ) from error
-        made.train(state)
+        made.train(training)
         made.to(memory_format=torch.channels_last)
         if self.compile_network:
             made.compile()
-        return made
+        return made, found
 
     # The step
 
@@ -144,8 +158,8 @@ class TwoPlayerModule(SegmentationModule):
         """Go back through the losses that are given; behind an iteration's last batch, step.
 
         Both losses at once are one backward pass: the order of operations in which the opponent
-        sees the segmenter as it was before the step. For another order call this twice, the
-        segmenter last.
+        sees the segmenter as it was before the step. For another order call this twice: the
+        segmenter, which closes an iteration, last.
 
         Args:
             batch_idx: Of `training_step`.
@@ -156,8 +170,8 @@ class TwoPlayerModule(SegmentationModule):
         ours, theirs = self.trainer.optimizers
         playing = [(ours, segmenter), (theirs, opponent)]
         losses = {optimizer: loss for optimizer, loss in playing if loss is not None}
-        epoch_ends = self._ends_epoch(batch_idx)
-        steps = epoch_ends or (batch_idx + 1) % self.accumulate_grad_batches == 0
+        self._epoch_is_over = self._ends_epoch(batch_idx)
+        steps = self._epoch_is_over or (batch_idx + 1) % self.accumulate_grad_batches == 0
         total = torch.stack(list(losses.values())).sum()
         self._backward(total, reaches_segmenter=segmenter is not None, exchange=steps)
         if steps and opponent is not None:
@@ -165,7 +179,7 @@ class TwoPlayerModule(SegmentationModule):
         if steps and segmenter is not None:
             self._step_segmenter()
             self._advance_schedules("step")
-            if epoch_ends:
+            if self._epoch_is_over:
                 self._advance_schedules("epoch")
         if steps:
             for optimizer in losses:
@@ -264,7 +278,7 @@ class TwoPlayerModule(SegmentationModule):
                 f"{type(self).__name__} runs on one device or with DDP, not with "
                 f"{type(trainer.strategy).__name__} (option: --trainer.strategy ddp)"
             )
-        return []
+        return [_LeaveTrainerAsItWas()]
 
     def setup(self, stage: str) -> None:
         """Keep DDP from waiting for gradients of the opponent."""
@@ -281,10 +295,6 @@ class TwoPlayerModule(SegmentationModule):
         self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
         share_weights(self.opponent.parameters())
 
-    def on_fit_end(self) -> None:
-        """Leave the Trainer as it was."""
-        self.trainer.accumulate_grad_batches = 1
-
     def configure_optimizers(self) -> Any:
         """Create both optimizers, the segmenter's first, and their schedules."""
         optimizer = build_optimizer(
@@ -299,9 +309,9 @@ class TwoPlayerModule(SegmentationModule):
         return players
 
     def on_train_epoch_end(self) -> None:
-        """Advance the schedules that wait for a validation score."""
+        """Advance the schedules that wait for a score; not where `max_steps` cuts an epoch off."""
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau):
+            if isinstance(config.scheduler, ReduceLROnPlateau) and self._epoch_is_over:
                 config.scheduler.step(self._score(config.scheduler.monitor))
 
     def _score(self, monitor: str | None) -> Tensor:
@@ -330,3 +340,15 @@ class TwoPlayerModule(SegmentationModule):
         ]
         if changed:
             rank_zero_info(f"other settings than in the checkpoint: {', '.join(sorted(changed))}")
+
+
+class _LeaveTrainerAsItWas(Callback):
+    """Takes back what a two-player module set on the Trainer, also behind an exception."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.accumulate_grad_batches = 1
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        trainer.accumulate_grad_batches = 1

@@ -48,6 +48,6 @@ class DeepLabV3(EncoderHead):
 
 class _GuardedHead(DeepLabHead):  # type: ignore[misc]
     def forward(self, features: Tensor) -> Tensor:
-        require_batch(self, self[0].convs[-1], features)
+        require_batch(self[0].convs[-1], features)
         logits: Tensor = super().forward(features)
         return logits

@@ -8,6 +8,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_seg.errors import SetupError
 from lightning_seg.networks.encoder import TimmEncoder
 
 
@@ -79,23 +80,24 @@ def resize(value: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(value, size=size, mode="bilinear", align_corners=False)
 
 
-def require_batch(head: nn.Module, image_level: nn.Module, features: Tensor) -> None:
+def require_batch(image_level: nn.Module, features: Tensor) -> None:
     """Stop a training step whose batch norm would see one value per channel.
 
     Args:
-        head: Named in the message.
         image_level: The layers that work on globally pooled features.
         features: (B, C, H, W), the map that is pooled.
 
     Raises:
-        ValueError: One image on this device, and a batch norm among the layers is training.
+        SetupError: One image on this device, and a batch norm among the layers is training.
     """
     if features.shape[0] > 1:
         return
     for layer in image_level.modules():
         if layer.training and type(layer) is nn.BatchNorm2d:
-            raise ValueError(
-                f"{type(head).__name__} pools each image to one value per channel, which batch "
-                "norm cannot normalise over a single image: use --data.batch_size 2 or more per "
-                "device, --trainer.sync_batchnorm true, or --model.freeze_batch_norm all"
+            raise SetupError(
+                "the network pools each image to one value per channel, which batch norm cannot "
+                "normalise over a single image: 2 or more images per device (options: "
+                "--data.batch_size and, for unlabelled ones, --data.unlabeled_batch_size), both "
+                "kinds at once (--model.joint_forward true), --trainer.sync_batchnorm true, or "
+                "--model.freeze_batch_norm all"
             )

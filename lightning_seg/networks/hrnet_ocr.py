@@ -87,7 +87,7 @@ class OCRHead(nn.Module):
         pixels = self.pixels(joined)
         objects = gather_objects(pixels, regions)
         if objects.shape[2] == 1:  # a single class: the batch norm sees one value per image
-            require_batch(self, self.key, objects)
+            require_batch(self.key, objects)
         context = self.up(attend(self.query(pixels), self.key(objects), self.value(objects)))
         return {"out": self.classifier(self.fuse(torch.cat([context, pixels], 1))), "aux": regions}
 

@@ -82,7 +82,7 @@ class PSPHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits at the map's resolution."""
         if 1 in self._sides:
-            require_batch(self, self.bins, features)
+            require_batch(self.bins, features)
         size = features.shape[-2:]
         pooled = [resize(level(features), size) for level in self.bins]
         logits: Tensor = self.classifier(torch.cat([features, *pooled], dim=1))

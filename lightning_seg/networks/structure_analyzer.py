@@ -53,7 +53,8 @@ class StructureAnalyzer(nn.Module):
             or not 1 <= taps[0] <= taps[-1] <= len(widths)
         ):
             raise SetupError(
-                f"taps must be rising numbers of blocks, 1 to {len(widths)}, not {list(taps)}"
+                f"taps must be rising numbers of blocks, 1 to {len(widths)}, not {list(taps)} "
+                "(option: --model.analyzer.taps)"
             )
         self.taps = tuple(taps)
         inputs = [channels, *widths[:-1]]

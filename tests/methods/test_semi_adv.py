@@ -19,7 +19,7 @@ from torch import nn
 from lightning_seg import CrossEntropyModule, SemiAdvModule, SetupError
 from lightning_seg.methods import discriminator_watch
 from lightning_seg.methods.discriminator_watch import DiscriminatorWatch
-from lightning_seg.networks import FCDiscriminator
+from lightning_seg.networks import FCDiscriminator, PSPNet, StructureAnalyzer
 
 CLASSES = 8
 SMALL_D = partial(FCDiscriminator, width=4)
@@ -400,11 +400,6 @@ def test_crops_that_are_too_small_for_the_discriminator(tmp_path) -> None:
         fit(module(), tmp_path, semi_scenes(tmp_path, crop_size=24))
 
 
-def test_a_discriminator_of_two_scores(tmp_path) -> None:
-    with pytest.raises(ValueError, match="scores"):
-        fit(module(discriminator=lambda c: nn.Conv2d(c, 2, 4, 4)), tmp_path, semi_scenes(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -506,3 +501,30 @@ class _Times(nn.Module):
 
     def forward(self, scores):
         return self.factor * scores
+
+
+@pytest.mark.parametrize(
+    "opponent", [lambda classes: nn.Conv2d(classes, 2, 1), StructureAnalyzer, nn.Identity]
+)
+def test_a_discriminator_returns_one_logit_per_place(opponent) -> None:
+    with pytest.raises(SetupError, match=r"option: --model\.discriminator"):
+        module(discriminator=opponent)
+
+
+def test_one_unlabelled_image_where_images_are_pooled_names_the_ways_out(tmp_path) -> None:
+    torch.manual_seed(0)
+    network = PSPNet(CLASSES, "resnet18")
+    ours = SemiAdvModule(network, num_classes=CLASSES, semi_start=0)
+    told = "unlabeled_batch_size.*joint_forward"
+    with pytest.raises(SetupError, match=told):
+        fit(
+            ours,
+            tmp_path,
+            scenes(
+                crop_size=64,
+                image_size=(64, 64),
+                labeled="1/2",
+                splits_dir=str(tmp_path),
+                unlabeled_batch_size=1,
+            ),
+        )

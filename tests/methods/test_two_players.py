@@ -15,7 +15,13 @@ from small_runs import Kept, fit, scenes, tiny
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule, SetupError
+from lightning_seg import (
+    ASMLModule,
+    CrossEntropyModule,
+    NonFiniteLossError,
+    SemiAdvModule,
+    SetupError,
+)
 from lightning_seg.methods import TwoPlayerModule
 from lightning_seg.methods.gradients import frozen
 from lightning_seg.methods.optimization import PolyLR
@@ -211,6 +217,20 @@ def test_schedules_advance_as_lightning_advances_them(scheduler, interval, every
     assert [other / 2 for _, other in module.history] == theirs.history
 
 
+def test_a_schedule_that_waits_for_a_score_is_left_where_max_steps_cuts_an_epoch_off() -> None:
+    module = Pulled(opponent_lr_scheduler=plateau)
+    module.on_train_batch_end = lambda *args: None  # nothing is logged
+    trainer = train(module, pulls(4), max_steps=3)
+    assert trainer.global_step == 3
+
+
+def test_a_score_that_is_missing_is_told() -> None:
+    module = Pulled(opponent_lr_scheduler=plateau)
+    module.on_train_batch_end = lambda *args: None
+    with pytest.raises(SetupError, match="waits for score, which is not logged"):
+        train(module, pulls(2))
+
+
 def test_poly_schedules_end_with_the_last_iteration() -> None:
     options = {"lr_scheduler": PolyLR, "opponent_lr_scheduler": PolyLR}
     module = Pulled(accumulate_grad_batches=2, **options)
@@ -274,6 +294,36 @@ def test_what_the_trainer_cannot_do_names_our_option(option: str, value: float) 
         train(Pulled(), pulls(2), **{option: value})
 
 
+class Interrupts(L.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 1:
+            raise RuntimeError("interrupted")
+
+
+def test_a_trainer_can_be_used_again_behind_an_exception() -> None:
+    options = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    trainer = L.Trainer(**PLAIN, **options, max_epochs=1, callbacks=[Interrupts()])
+    module, data = Pulled(accumulate_grad_batches=2), DataLoader(pulls(4), batch_size=1)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        trainer.fit(module, data)
+    assert trainer.accumulate_grad_batches == 1
+    trainer.callbacks = [each for each in trainer.callbacks if not isinstance(each, Interrupts)]
+    trainer.fit(module, data)
+    assert trainer.global_step >= 2
+
+
+@pytest.mark.parametrize("kind", [ASMLModule, SemiAdvModule])
+def test_an_opponent_that_diverges_stops_training(
+    tmp_path: Path, kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"lambda_adv": 0.0, "lambda_semi_adv": 0.0} if kind is SemiAdvModule else {}
+    wild = {"opponent_optimizer": torch.optim.SGD, "opponent_lr": 1e30}
+    ours = tiny(kind, **wild, **options)
+    with pytest.raises(NonFiniteLossError, match="opponent_lr"):
+        fit(ours, tmp_path, semi(), max_steps=15)
+
+
 def test_other_strategies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Pulled()
     monkeypatch.setattr("lightning_seg.methods.two_players.SingleDeviceStrategy", DataLoader)
@@ -286,7 +336,7 @@ def test_other_strategies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     {"opponent_gradient_clip_val": -1.0}, {"gradient_clip_val": float("nan")},
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(options) -> None:
-    with pytest.raises(SetupError, match=r"accumulate_grad_batches|gradient_clip_val"):
+    with pytest.raises(SetupError, match=f"option: --model.{next(iter(options))}"):
         Pulled(**options)
 
 

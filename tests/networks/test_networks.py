@@ -365,13 +365,13 @@ def test_networks_pass_on_the_normalisation_of_their_encoder():
 
 @pytest.mark.parametrize("name", ["deeplab_v3", "pspnet"])
 def test_training_on_one_image_is_refused(name):
-    with pytest.raises(ValueError, match=r"over a single image.*--data\.batch_size 2"):
+    with pytest.raises(ValueError, match=r"over a single image.*--data\.batch_size"):
         build(name)(torch.randn(1, 3, 64, 64))
 
 
 def test_training_a_single_class_ocr_on_one_image_is_refused():
     network = HRNetOCR(1, encoder="hrnet_w18_small", hidden=8, key_channels=8)
-    with pytest.raises(ValueError, match=r"over a single image.*--data\.batch_size 2"):
+    with pytest.raises(ValueError, match=r"over a single image.*--data\.batch_size"):
         network(torch.randn(1, 3, 64, 64))
 
 
@@ -390,9 +390,9 @@ def test_one_image_passes_while_batch_norm_is_frozen(name):
 
 
 def test_one_image_passes_with_synchronised_batch_norm():
-    require_batch(nn.Identity(), nn.SyncBatchNorm(4), torch.zeros(1, 4, 2, 2))
+    require_batch(nn.SyncBatchNorm(4), torch.zeros(1, 4, 2, 2))
     with pytest.raises(ValueError, match="Identity pools"):
-        require_batch(nn.Identity(), nn.BatchNorm2d(4), torch.zeros(1, 4, 2, 2))
+        require_batch(nn.BatchNorm2d(4), torch.zeros(1, 4, 2, 2))
 
 
 def test_pspnet_without_the_image_bin_trains_on_one_image():
