@@ -24,16 +24,30 @@ from lightning_seg.losses.structure_matching import (
     structure_matching_loss,
 )
 from lightning_seg.losses.structured_maps import log_depth, one_hot_map, unit_vectors
+from lightning_seg.losses.triplets import (
+    Triplets,
+    TripletStatistics,
+    class_graph_triplets,
+    gather_embeddings,
+    random_triplets,
+    recall_at_1,
+    triplet_loss,
+    triplet_statistics,
+)
 
 __all__ = [
     "CrossEntropy",
     "LossMaxPooling",
     "PooledLoss",
     "ProbabilityGradientLoss",
+    "TripletStatistics",
+    "Triplets",
     "adversarial_loss",
     "boundary_pixels",
+    "class_graph_triplets",
     "cross_entropy",
     "discriminator_loss",
+    "gather_embeddings",
     "log_depth",
     "loss_max_pooling",
     "loss_max_pooling_weights",
@@ -41,8 +55,12 @@ __all__ = [
     "probability_gradient_loss",
     "pseudo_label_loss",
     "pseudo_labels",
+    "random_triplets",
+    "recall_at_1",
     "score_map",
     "structure_hinge_loss",
     "structure_matching_loss",
+    "triplet_loss",
+    "triplet_statistics",
     "unit_vectors",
 ]
