@@ -290,7 +290,6 @@ class TwoPlayerModule(SegmentationModule):
     def on_fit_start(self) -> None:
         """Start all processes from one opponent; let the Trainer count iterations."""
         super().on_fit_start()
-        self.zero_grad()  # what an interrupted run may have left
         # a checkpoint holds the weights behind the step, as with one optimizer
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
