@@ -270,17 +270,28 @@ def _read(url: str) -> Iterator[tuple[str, bytes | None]]:
     """Yield name and bytes of a shard's images; a sentence and None where something is broken."""
     from webdataset.gopen import gopen
 
-    expected = 0
+    damage: list[bytes] = []
+
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+            try:
+                return super().frombuf(buf, encoding, errors)
+            except tarfile.HeaderError:
+                if any(buf):  # zeros end an archive, also in front of a second one
+                    damage.append(buf)
+                raise
+
     try:
         # ignore_zeros: whatever is no header is passed over, what comes behind is found again
         with (
             gopen(url) as stream,
-            tarfile.open(fileobj=stream, mode="r|*", ignore_zeros=True) as tar,
+            tarfile.open(fileobj=stream, mode="r|*", ignore_zeros=True, tarinfo=Header) as tar,
         ):
             for member in tar:
-                if member.offset > expected:
+                if damage:
+                    damage.clear()
                     yield f"the shard is damaged in front of {member.name}", None
-                expected = member.offset_data + -(-member.size // 512) * 512
                 if member.isfile() and is_image(member.name):
                     file = tar.extractfile(member)
                     yield member.name, b"" if file is None else file.read()

@@ -191,6 +191,21 @@ def test_what_lies_behind_damage_is_found_again(tmp_path: Path) -> None:
     assert names == everything((8,)) - {"0-1.png"}
 
 
+@pytest.mark.filterwarnings("error")
+def test_two_archives_in_a_row_and_one_with_a_comment_are_not_damaged(tmp_path: Path) -> None:
+    write_shards(tmp_path / "parts", (2, 3))
+    parts = [path.read_bytes() for path in sorted((tmp_path / "parts").iterdir())]
+    (tmp_path / "000.tar").write_bytes(b"".join(parts))
+    comment = {"comment": "a global header " * 60}
+    path = tmp_path / "001.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=comment) as tar:
+        buffer = io.BytesIO()
+        Image.new("RGB", (20, 18)).save(buffer, "PNG")
+        add(tar, f"{'long' * 40}.png", buffer.getvalue())
+    names = set(ids(module(UnlabeledShards(str(tmp_path / "*.tar"))).train_dataloader()))
+    assert names == everything((2, 3)) | {f"{'long' * 40}.png"}
+
+
 def test_one_good_shard_is_enough(tmp_path: Path) -> None:
     write_shards(tmp_path, (2, 1, 1, 1))
     for number in (1, 2, 3):
