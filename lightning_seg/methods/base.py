@@ -52,6 +52,7 @@ class SegmentationModule(L.LightningModule, ABC):
         lr_interval: Whether the schedule advances with every step or every epoch.
         backbone_lr_factor: Times the learning rate for the network's `encoder` or `backbone`.
         head_bias_lr_factor: Times the learning rate for biases outside the backbone.
+        decay_all: Let weight decay act on all weights; False leaves out biases and norms.
         lambda_aux: Weight of the auxiliary logits' loss.
         freeze_batch_norm: Keep the running statistics of `encoder` or of `all` batch norms as
             they are and normalise by them in training; their scale and shift are still learnt.
@@ -82,6 +83,7 @@ class SegmentationModule(L.LightningModule, ABC):
         lr_interval: Literal["step", "epoch"] = "step",
         backbone_lr_factor: float = 1.0,
         head_bias_lr_factor: float = 1.0,
+        decay_all: bool = True,
         lambda_aux: float = 0.4,
         freeze_batch_norm: Literal["none", "encoder", "all"] = "none",
         channels_last: bool = False,
@@ -109,6 +111,7 @@ class SegmentationModule(L.LightningModule, ABC):
         self.lr_interval = lr_interval
         self.backbone_lr_factor = backbone_lr_factor
         self.head_bias_lr_factor = head_bias_lr_factor
+        self.decay_all = decay_all
         self.lambda_aux = lambda_aux
         self.freeze_batch_norm = freeze_batch_norm
         self.channels_last = channels_last
@@ -243,6 +246,7 @@ class SegmentationModule(L.LightningModule, ABC):
             self.lr,
             self.backbone_lr_factor,
             self.head_bias_lr_factor,
+            self.decay_all,
         )
         return with_schedule(optimizer, self.lr_scheduler, self.lr_interval)
 

@@ -17,6 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_seg.errors import SetupError
 
+UNDECAYED = "_undecayed"
+"""Ends the names of parameter groups without weight decay."""
+
 
 class PolyLR(LRScheduler):
     """The field's schedule: lr(t) = lr(0) * (1 - t / T) ** power, one step per iteration.
@@ -66,8 +69,9 @@ def build_optimizer(
     create: Callable[[Any], Optimizer],
     network: nn.Module,
     lr: float | None,
-    backbone_lr_factor: float,
-    head_bias_lr_factor: float,
+    backbone_lr_factor: float = 1.0,
+    head_bias_lr_factor: float = 1.0,
+    decay_all: bool = True,
 ) -> Optimizer:
     """Create an optimizer whose parameter groups learn at different rates.
 
@@ -77,6 +81,8 @@ def build_optimizer(
         lr: The learning rate; None keeps the optimizer's own.
         backbone_lr_factor: Times the learning rate for the pretrained part.
         head_bias_lr_factor: Times the learning rate for all other biases.
+        decay_all: Let weight decay act on all weights; False leaves out biases and what norms
+            scale by, that is, whatever has one dimension.
 
     Raises:
         SetupError: A backbone factor for a network that has no backbone.
@@ -91,10 +97,18 @@ def build_optimizer(
             f"backbone_lr_factor={backbone_lr_factor}, but {type(network).__name__} has no "
             "trainable `encoder` or `backbone` (option: --model.backbone_lr_factor 1)"
         )
-    named = [{"params": params, "name": name} for name, params in groups.items() if params]
-    optimizer = create(named)
+    named: list[dict[str, Any]] = []
+    for name, params in groups.items():
+        kept_out = [] if decay_all else [each for each in params if each.ndim <= 1]
+        known = {id(each) for each in kept_out}
+        named += [
+            {"params": [each for each in params if id(each) not in known], "name": name},
+            {"params": kept_out, "name": name + UNDECAYED, "weight_decay": 0.0},
+        ]
+    optimizer = create([group for group in named if group["params"]])
     for group in optimizer.param_groups:
-        group["lr"] = (group["lr"] if lr is None else lr) * factors.get(group["name"], 1.0)
+        factor = factors.get(group["name"].removesuffix(UNDECAYED), 1.0)
+        group["lr"] = (group["lr"] if lr is None else lr) * factor
     return optimizer
 
 

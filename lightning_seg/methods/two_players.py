@@ -298,7 +298,7 @@ class TwoPlayerModule(SegmentationModule):
     def configure_optimizers(self) -> Any:
         """Create both optimizers, the segmenter's first, and their schedules."""
         optimizer = build_optimizer(
-            self.opponent_optimizer, self.opponent, self.opponent_lr, 1.0, 1.0
+            self.opponent_optimizer, self.opponent, self.opponent_lr, decay_all=self.decay_all
         )
         theirs = with_schedule(optimizer, self.opponent_lr_scheduler, self.lr_interval)
         ours: Any = super().configure_optimizers()

@@ -110,6 +110,31 @@ def test_learning_rate_groups() -> None:
     assert names["head_bias"] == {"head.1.bias", "aux.bias"}
 
 
+def test_weight_decay_may_leave_out_what_has_one_dimension() -> None:
+    def decayed(groups):
+        return torch.optim.SGD(groups, lr=0.5, weight_decay=0.25)
+
+    rates = {"lr": 1.0, "backbone_lr_factor": 0.5, "head_bias_lr_factor": 2.0}
+    ours = module(TinyNet(8), optimizer=decayed, decay_all=False, **rates)
+    optimizer = ours.configure_optimizers()["optimizer"]
+    groups = {
+        group["name"]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups
+    }
+    assert groups == {
+        "backbone": (0.5, 0.25),
+        "backbone_undecayed": (0.5, 0.0),
+        "head": (1.0, 0.25),
+        "head_bias_undecayed": (2.0, 0.0),
+    }
+    before = {name: value.detach().clone() for name, value in ours.named_parameters()}
+    for weight in ours.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()  # without gradient only decay moves
+    for name, value in ours.named_parameters():
+        shrunk = 1 - (0.5 if "encoder" in name else 1.0) * 0.25 if value.ndim > 1 else 1
+        torch.testing.assert_close(value.detach(), before[name] * shrunk)
+
+
 def test_the_optimizers_own_rate_is_kept_without_lr() -> None:
     ours = module(optimizer=lambda groups: torch.optim.SGD(groups, lr=0.7))
     assert [group["lr"] for group in ours.configure_optimizers()["optimizer"].param_groups] == [0.7]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -284,6 +285,17 @@ def test_a_frozen_module_passes_gradients_to_its_input_alone() -> None:
     (through + module(value.detach()).sum()).backward()
     assert torch.equal(value.grad, module.weight.detach())
     assert torch.equal(module.weight.grad, torch.ones(1, 2))  # of the second pass only
+
+
+def test_weight_decay_leaves_out_the_same_for_both_players() -> None:
+    decay = {"optimizer": partial(torch.optim.SGD, weight_decay=0.1)}
+    decay["opponent_optimizer"] = decay["optimizer"]
+    batches = [{"pull": torch.zeros(2, 3)}]
+    for decay_all, left in ((True, [1 - LR * 0.1, 1 - 2 * LR * 0.1]), (False, [1, 1])):
+        module = Pulled(**decay, decay_all=decay_all)  # its weights have one dimension
+        train(module, batches)
+        found = [weight.detach()[0].item() for weight in module.parameters()]
+        assert found == pytest.approx(left)
 
 
 @pytest.mark.parametrize(
