@@ -12,11 +12,11 @@ Semantic Segmentation (BMVC 2018, arXiv 1802.07934). With softmax P of the segme
     D: L_D(predictions P_labelled and P_unlabelled, other labels)
 
 `lightning_seg.losses.adversarial` has the equations. Both players see each other as they were
-before the step, as in the authors' code, so one backward pass serves both.
+before the step, as in the authors' code.
 
 Differences from the authors' code: padding of unlabelled crops is masked (`reference_padding: true`
 does not, as they do); nothing selected is a loss of 0, not a step left out; lambda_semi_adv may be
-0 and semi_start_adv above 0. Weights are as in their published command, not its defaults.
+0 and semi_start_adv above 0. Weights are those of their published command; the code's own defaults differ.
 """
 
 from __future__ import annotations
