@@ -16,7 +16,7 @@ before the step, as in the authors' code.
 
 Differences from the authors' code: padding of unlabelled crops is masked (`reference_padding: true`
 does not, as they do); nothing selected is a loss of 0, not a step left out; lambda_semi_adv may be
-0 and semi_start_adv above 0. Weights are those of their published command; the code's own defaults differ.
+0 and semi_start_adv above 0. Weights are those of their published command, not of their code.
 """
 
 from __future__ import annotations
