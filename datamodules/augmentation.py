@@ -43,7 +43,7 @@ PRESETS: dict[str, list[Step]] = {
     ],
     # ... and with both off, as in its published command
     "crop": [{"RandomScaleCrop": {"scale": [1.0, 1.0]}}],
-    # adversarial structure matching's (ECCV 2018)
+    # adversarial structure matching's (CVPR 2019)
     "crop_flip": [{"RandomScaleCrop": {"scale": [1.0, 1.0]}}, {"HorizontalFlip": {"p": 0.5}}],
 }
 
