@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
 from lightning_seg.losses.inputs import at_least_float32, require_fit
+from lightning_seg.processes import world_size
 
 # Powers (l / l_max)^q stay in the range of float32 up to this q, of float64 up to the next
 _Q_FLOAT32, _Q_FLOAT64 = 4.5, 8.0
@@ -267,7 +268,7 @@ def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) 
     """Pool the pixels of all processes: each finds all weights and keeps its own."""
     rank, processes = 0, 1
     all_losses, all_valid = losses.detach().reshape(1, -1), valid.reshape(1, -1)
-    if dist.is_available() and dist.is_initialized():
+    if world_size() > 1:
         rank, processes = dist.get_rank(), dist.get_world_size()
         gathered = [torch.empty_like(all_losses) for _ in range(processes)]
         counted = [torch.empty_like(all_valid, dtype=torch.uint8) for _ in range(processes)]

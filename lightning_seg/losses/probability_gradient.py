@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_seg.errors import SetupError
 from lightning_seg.losses.inputs import at_least_float32, require_fit
+from lightning_seg.processes import world_size
 
 VoidRule = Literal["strict", "reference", "nearest"]
 _VOID = -1
@@ -86,7 +87,7 @@ def probability_gradient_loss(
             count = entries.counts.sum()
         else:
             total, count = _dense_sum(logits, labels, centre, kernel)
-    if not (across_ranks and dist.is_available() and dist.is_initialized()):
+    if not across_ranks or world_size() == 1:
         return total / count.clamp(min=1)
     everything = torch.stack([total.detach().double(), count.double()])
     dist.all_reduce(everything)

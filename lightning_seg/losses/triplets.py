@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_seg.losses.inputs import at_least_float32, masked_mean
+from lightning_seg.processes import world_size
 
 MARGIN = 2.1
 _FAR = 1 << 62  # draws are smaller
@@ -251,7 +252,7 @@ def gather_embeddings(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     """
     _require_labels(labels)
     _require_rows(embeddings, labels)
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_size() == 1:
         return embeddings, labels
     sizes = _all_gather(torch.tensor([len(labels)], device=labels.device)).flatten().tolist()
     if max(sizes) == 0:
@@ -286,7 +287,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def _all_gather(values: Tensor) -> Tensor:
-    every = values.new_empty((dist.get_world_size(), *values.shape))
+    every = values.new_empty((world_size(), *values.shape))
     dist.all_gather(list(every), values.contiguous())
     return every
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_seg.errors import SetupError
+from lightning_seg.processes import world_size
 
 NO_PRETRAINING = {"weights": None, "pretrained": False}
 """A network's arguments where a checkpoint brings the weights: neither file nor download."""
@@ -26,9 +27,9 @@ class RandomState:
         state = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
-        if not (dist.is_available() and dist.is_initialized()):
+        if world_size() == 1:
             return [state]
-        states: list[Any] = [None] * dist.get_world_size()
+        states: list[Any] = [None] * world_size()
         dist.all_gather_object(states, state)
         return states
 
@@ -39,7 +40,7 @@ class RandomState:
     def restore(self) -> None:
         """Set the generators, once; nothing where the states are of fewer processes."""
         states, self._kept = self._kept, None
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        rank = dist.get_rank() if world_size() > 1 else 0
         if states is None or rank >= len(states):
             return
         torch.set_rng_state(states[rank]["cpu"].cpu())

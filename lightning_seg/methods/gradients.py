@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_seg.processes import world_size
+
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
@@ -32,9 +34,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def average_gradients(module: nn.Module) -> None:
     """Replace a module's gradients by their mean over all processes, in one exchange."""
     gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
-    if not gradients or not _several_processes():
+    if not gradients or world_size() == 1:
         return
-    together = torch.cat([each.flatten() for each in gradients]) / dist.get_world_size()
+    together = torch.cat([each.flatten() for each in gradients]) / world_size()
     dist.all_reduce(together)
     parts = torch.split(together, [each.numel() for each in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
@@ -43,7 +45,7 @@ def average_gradients(module: nn.Module) -> None:
 
 def share_weights(weights: Iterable[Tensor]) -> None:
     """Give all processes the first one's weights."""
-    if _several_processes():
+    if world_size() > 1:
         for weight in weights:
             dist.broadcast(weight.detach(), 0)
 
@@ -61,7 +63,3 @@ def clip_gradients(optimizer: Optimizer, limit: float, algorithm: Literal["norm"
         nn.utils.clip_grad_norm_(weights, limit)
     else:
         nn.utils.clip_grad_value_(weights, limit)
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
