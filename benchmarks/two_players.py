@@ -2,9 +2,9 @@
 
     python benchmarks/two_players.py [--rounds 5] [--device cpu] [--threads 2] [--network lraspp]
 
-The modules' steps run in a Trainer. Cross-entropy's sees the same labelled images; the loops below
-are the published procedures as a plain PyTorch loop, without their round trips through numpy.
-Before anything is timed the weights of both networks after two steps must be the same.
+The modules' steps run in a Trainer. Cross-entropy's sees the same labelled images; the loops are
+those of `published_loops`. Before anything is timed the weights of both networks after two steps
+must be the same.
 
 In a round each takes its turn with the same batches, and printed are the medians of the rounds'
 ratios: a busy machine slows all. Steps that log are not among those timed (one in fifty). Memory
@@ -29,17 +29,33 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from published_loops import (
+    ADV,
+    CLASSES,
+    HINGE,
+    LENGTH,
+    SEMI,
+    SEMI_ADV,
+    T_SEMI,
+    VOID,
+    Batch,
+    PublishedASM,
+    PublishedLoop,
+    PublishedSemiAdv,
+    adam,
+    momentum,
+    sgd,
+)
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule
-from lightning_seg.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from lightning_seg.networks import FCN, LRASPP, DeepLabV2, FCDiscriminator, StructureAnalyzer
 
-CLASSES, SIDE, VOID, SEED, LENGTH = 21, 321, 255, 0, 1000
+SIDE, SEED = 321, 0
 TOLERANCE = 1e-5
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and labelled images on a CPU
     "lraspp": (lambda: LRASPP(CLASSES, "mobilenetv3_large_100"), 4),
@@ -47,167 +63,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and labelled ima
     "deeplab": (lambda: DeepLabV2(CLASSES, "resnet101"), 1),
 }
 ON_GPU = 10
-Batch = dict[str, Any]
-
-# Weights as published; L_semi counts from the first step, with a threshold that keeps a part
-ADV, SEMI, SEMI_ADV, T_SEMI = 0.01, 0.1, 0.001, 0.5
-HINGE, MARGIN = 0.012, 0.8
-sgd = partial(torch.optim.SGD, lr=2.5e-4, momentum=0.9, weight_decay=5e-4)
-adam = partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99))
-momentum = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
-
-
-# The published procedures
-
-
-class PublishedLoop:
-    """What both have in common: normalised images, networks and optimizers."""
-
-    def __init__(self, net: nn.Module, opponent: nn.Module, device: str, precision: str) -> None:
-        self.net, self.opponent = net.to(device).train(), opponent.to(device).train()
-        mean, std = getattr(net, "mean", IMAGENET_MEAN), getattr(net, "std", IMAGENET_STD)
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
-        self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
-        self.iteration = 0
-
-    def logits(self, image: Tensor) -> Tensor:
-        return self.net((image.float() / 255 - self.mean) / self.std)["out"].float()
-
-    def run(self, batches: list[Batch], watch: Watch) -> None:
-        self.iteration = 0
-        for number, batch in enumerate(batches):
-            watch.before(number)
-            self.step(batch)
-            self.iteration += 1
-            watch.after(number)
-
-    def step(self, batch: Batch) -> None:
-        raise NotImplementedError
-
-
-class PublishedSemiAdv(PublishedLoop):
-    """Four backward passes, the segmenter's two with a frozen discriminator."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.optimizers = sgd(self.net.parameters()), adam(self.opponent.parameters())
-
-    def step(self, batch: Batch) -> None:
-        labeled, real = batch["labeled"], batch["labeled_real"]["mask"]
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        self.opponent.requires_grad_(False)
-        with self.autocast:
-            others = self.logits(batch["unlabeled"]["image"])
-            scores = self.scores(others.softmax(1))
-            known = torch.ones_like(scores, dtype=torch.bool)
-            kept = scores.detach().sigmoid() >= T_SEMI
-            pseudo = torch.where(kept, others.detach().max(1).indices, VOID)
-            loss = SEMI_ADV * self.judged(scores, 1, known)
-            loss = loss + SEMI * F.cross_entropy(others, pseudo, ignore_index=VOID)
-        loss.backward()
-        with self.autocast:
-            logits, target = self.logits(labeled["image"]), labeled["mask"]
-            loss = F.cross_entropy(logits, target, ignore_index=VOID)
-            scores = self.scores(logits.softmax(1))
-            loss = loss + ADV * self.judged(scores, 1, target != VOID)
-        loss.backward()
-        self.opponent.requires_grad_(True)
-        with self.autocast:
-            maps = torch.cat([logits.detach().softmax(1), others.detach().softmax(1)])
-            valid = torch.cat([target != VOID, known])
-            loss = self.judged(self.scores(maps), 0, valid) / 2
-        loss.backward()
-        with self.autocast:
-            loss = self.judged(self.scores(one_hot(real)), 1, real != VOID) / 2
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def scores(self, maps: Tensor) -> Tensor:
-        found = self.opponent(maps).float()
-        size = maps.shape[-2:]
-        return F.interpolate(found, size, mode="bilinear", align_corners=True)[:, 0]
-
-    def judged(self, scores: Tensor, label: int, valid: Tensor) -> Tensor:
-        wanted = torch.full_like(scores, label)
-        weight = valid.float()
-        total = F.binary_cross_entropy_with_logits(scores, wanted, weight, reduction="sum")
-        return total / weight.sum()
-
-
-class PublishedASM(PublishedLoop):
-    """Two optimizers of the analyzer step first, then the segmenter against the new analyzer.
-
-    The whole analyzer runs for every map, also where nobody looks at what it reconstructs.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.optimizer = momentum(self.net.parameters())
-        self.weights = list(self.opponent.parameters())
-        self.of_hinge, self.of_rebuilt = momentum(self.weights), momentum(self.weights)
-
-    def step(self, batch: Batch) -> None:
-        image, target = batch["labeled"]["image"], batch["labeled"]["mask"]
-        with self.autocast:
-            logits = self.logits(image)
-            truth, void = one_hot(target), (target == VOID)[:, None].float()
-            valid = [
-                (void := F.max_pool2d(void, 3, stride=2, padding=1))[:, 0] == 0
-                for _ in self.opponent.taps
-            ]
-            features, rebuilt = self.opponent(truth)
-            others, _ = self.opponent(one_hot(logits.detach().max(1).indices))
-            hinge = sum(
-                over((MARGIN - distance).relu(), ok)
-                for distance, ok in zip(distances(features, others), valid, strict=True)
-            )
-            hinge = HINGE * 10 ** (-self.iteration / LENGTH) * hinge
-            reconstruction = F.cross_entropy(rebuilt.float(), target, ignore_index=VOID)
-        found = [
-            torch.autograd.grad(loss, self.weights, retain_graph=True, allow_unused=True)
-            for loss in (hinge, reconstruction)
-        ]
-        for optimizer, gradients in zip((self.of_hinge, self.of_rebuilt), found, strict=True):
-            for weight, gradient in zip(self.weights, gradients, strict=True):
-                weight.grad = gradient
-            optimizer.step()
-            optimizer.zero_grad()
-        del features, rebuilt, others, hinge, reconstruction, found, gradients, gradient
-        self.optimizer.zero_grad()
-        self.opponent.requires_grad_(False)
-        with self.autocast:
-            features, _ = self.opponent(truth)
-            others, _ = self.opponent(logits.softmax(1))
-            loss = F.cross_entropy(logits, target, ignore_index=VOID) + sum(
-                over(distance, ok)
-                for distance, ok in zip(distances(features, others), valid, strict=True)
-            )
-        loss.backward()
-        self.optimizer.step()
-        self.opponent.requires_grad_(True)
-
-
-def one_hot(labels: Tensor) -> Tensor:
-    """Return (B, C, H, W); zero where void."""
-    classes = torch.arange(CLASSES, device=labels.device).view(1, -1, 1, 1)
-    return (labels[:, None] == classes).float()
-
-
-def distances(features: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-    """Return the squared distance of unit vectors, per tap."""
-    with torch.autocast(features[0].device.type, enabled=False):
-        units = [
-            [F.normalize(each.float(), eps=1e-6) for each in maps] for maps in (features, others)
-        ]
-        return [(a - b).square().sum(1) for a, b in zip(*units, strict=True)]
-
-
-def over(values: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean of what is valid."""
-    return (values * valid).sum() / valid.sum().clamp(min=1)
 
 
 # What is looked at in a training
@@ -352,6 +207,15 @@ def in_trainer(
     trainer.fit(module, DataLoader(data, batch_size=None))
 
 
+def in_loop(loop: PublishedLoop, data: list[Batch], watch: Watch) -> None:
+    """Train a published loop likewise."""
+    for number, batch in enumerate(data):
+        watch.before(number)
+        loop.iteration = number
+        loop.step(batch)
+        watch.after(number)
+
+
 def largest_difference(one: nn.Module, other: nn.Module) -> float:
     """Return it over all weights and running statistics."""
     theirs = other.state_dict()
@@ -435,7 +299,7 @@ class Comparison:
                 loop.optimizers = tuple(momentum(net.parameters()) for net in nets)
             data = batches(self.size, 2, self.device)
             in_trainer(module, self.device, self.precision, data, Watch())
-            loop.run(data, Watch())
+            in_loop(loop, data, Watch())
             found = [
                 largest_difference(loop.net, module.network),
                 largest_difference(loop.opponent, module.opponent),
@@ -458,10 +322,10 @@ class Comparison:
                 CrossEntropyModule(copy.deepcopy(self.net), num_classes=CLASSES, optimizer=sgd),
                 *where,
             ),
-            "SemiAdv loop": self.loop(PublishedSemiAdv, self.discriminator).run,
+            "SemiAdv loop": partial(in_loop, self.loop(PublishedSemiAdv, self.discriminator)),
             "SemiAdv": run(self.semi_adv(), *where),
             "SemiAdv, NHWC": run(self.semi_adv(channels_last=True), *where),
-            "ASM loop": self.loop(PublishedASM, self.analyzer).run,
+            "ASM loop": partial(in_loop, self.loop(PublishedASM, self.analyzer)),
         }
         for order in ("analyzer_first", "simultaneous"):
             found[f"ASM {order}"] = run(self.asm(order), *where)
