@@ -1,10 +1,10 @@
-import shutil
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from small_runs import needs_compiler
 from tiny import TinyNet
 from torch import nn
 
@@ -265,17 +265,11 @@ def test_lists_must_have_one_entry_per_class(options: dict) -> None:
         module(**options)
 
 
-NO_COMPILER = not any(map(shutil.which, ("c++", "g++", "clang++")))
-
-
 @pytest.mark.parametrize(
     "option",
     [
         "channels_last",
-        pytest.param(
-            "compile_network",
-            marks=pytest.mark.skipif(NO_COMPILER, reason="torch.compile needs a C++ compiler"),
-        ),
+        pytest.param("compile_network", marks=needs_compiler),
     ],
 )
 def test_channels_last_and_compile_change_speed_not_results(option: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import sys
 
-import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import SMALL_WORDS, cut_labels, fit, outputs, scenes, tiny
+from small_runs import SMALL_WORDS, cut_labels, fit, outputs, saved, scenes, tiny
 from tiny import TinyNet
 
 import cli
@@ -185,19 +184,8 @@ def test_a_python_made_checkpoint_loads_back(tmp_path) -> None:
     ours = module(
         pixel_loss=LossMaxPooling(1.3, 0.2), lambda_cpg=0.4, kernel_size=7, normalize=True
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_steps=1,
-        limit_val_batches=0,
-    )
-    trainer.fit(ours, scenes())
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = CPGModule.load_from_checkpoint(
-        tmp_path / "a.ckpt",
+        saved(ours, tmp_path),
         network=TinyNet(8),
         pixel_loss=LossMaxPooling(1.3, 0.2),
         weights_only=True,

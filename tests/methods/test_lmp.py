@@ -6,12 +6,11 @@ import math
 import sys
 from copy import deepcopy
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import SMALL_WORDS, cut_labels, fit, outputs, scenes, tiny
+from small_runs import SMALL_WORDS, cut_labels, fit, outputs, saved, scenes, tiny
 from tiny import TinyNet
 
 import cli
@@ -233,19 +232,8 @@ def test_an_infinite_norm_goes_through_the_command_and_a_checkpoint(tmp_path) ->
 
 def test_a_python_made_checkpoint_loads_back(tmp_path) -> None:
     ours = module(p=1.4, ratio=0.2, per_image=False)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_steps=1,
-        limit_val_batches=0,
-    )
-    trainer.fit(ours, scenes())
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = LMPModule.load_from_checkpoint(
-        tmp_path / "a.ckpt", network=TinyNet(8), weights_only=True
+        saved(ours, tmp_path), network=TinyNet(8), weights_only=True
     )
     assert (again.loss.p, again.loss.ratio, again.loss.per_image) == (1.4, 0.2, False)
     assert all(torch.equal(v, ours.state_dict()[k]) for k, v in again.state_dict().items())

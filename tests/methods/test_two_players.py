@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from small_runs import Kept, fit, scenes, tiny
+from small_runs import Kept, fit, needs_compiler, scenes, tiny
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -415,13 +414,7 @@ def trained(kind, folder: Path, trainer: dict | None = None, **options) -> torch
     "option",
     [
         "channels_last",
-        pytest.param(
-            "compile_network",
-            marks=pytest.mark.skipif(
-                not any(map(shutil.which, ("c++", "g++", "clang++"))),
-                reason="torch.compile needs a C++ compiler",
-            ),
-        ),
+        pytest.param("compile_network", marks=needs_compiler),
     ],
 )
 def test_channels_last_and_compile_change_speed_not_results(

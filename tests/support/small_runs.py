@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from tiny import TinyNet
@@ -26,6 +28,12 @@ SMALL_WORDS = [
     "--trainer.enable_model_summary=false",
     "--model.network=tiny.TinyNet",
 ]
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="torch.compile needs a C++ compiler",
+)
 
 
 class Kept(Logger):
@@ -74,6 +82,13 @@ def fit(ours, folder: Path, data=None, change=None, **options) -> tuple[Batches,
     )
     trainer.fit(ours, data or scenes())
     return seen, kept
+
+
+def saved(ours, folder: Path) -> Path:
+    """Train for a step; return the checkpoint."""
+    fit(ours, folder)
+    ours.trainer.save_checkpoint(folder / "a.ckpt")
+    return folder / "a.ckpt"
 
 
 def tiny(kind, aux=False, dropout=0.0, **options):
