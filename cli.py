@@ -1,14 +1,14 @@
-"""The command: `python cli.py {check,fit,validate,test,predict} -c configs/...yaml`."""
+"""The command: `python cli.py {check,pipeline,fit,validate,test,predict} -c configs/...yaml`."""
 
 from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from datamodules import DataError, SegmentationDataModule, scan
-from lightning_seg import SegmentationModule
-from lightning_seg.callbacks import IoUTable, LoggedConfig, PredictionWriter
+from lightning_seg import MethodModule, callbacks
 from lightning_seg.check import unless_check
 from lightning_seg.command import ReadableParser, forget_pretraining, told_plainly
+from lightning_seg.pipeline import unless_pipeline
 
 
 class SegmentationCLI(LightningCLI):
@@ -18,8 +18,8 @@ class SegmentationCLI(LightningCLI):
         """Link what the data knows to the model, and attach the callbacks of every run."""
         for name in ("num_classes", "class_names", "palette"):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.add_lightning_class_args(IoUTable, "iou_table")
+        for key, callback in callbacks.ON_EVERY_RUN.items():
+            parser.add_lightning_class_args(callback, key)
         parser.set_defaults({"model": "CrossEntropyModule", "data": "SyntheticScenesDataModule"})
 
     def _parse_ckpt_path(self) -> None:
@@ -38,15 +38,15 @@ class SegmentationCLI(LightningCLI):
 def main(args: ArgsType = None) -> SegmentationCLI:
     """Run the command with these arguments (None: the process's own)."""
     return SegmentationCLI(
-        SegmentationModule,
+        MethodModule,
         SegmentationDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
         parser_class=ReadableParser,
-        save_config_callback=LoggedConfig,
-        args=unless_check(args, SegmentationDataModule, scan),
+        save_config_callback=callbacks.LoggedConfig,
+        args=unless_check(unless_pipeline(args, main), SegmentationDataModule, scan),
     )
 
 

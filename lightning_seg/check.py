@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from lightning_seg.callbacks import ON_EVERY_RUN
 from lightning_seg.command import ReadableParser
 from lightning_seg.errors import SetupError
 from lightning_seg.pictures import color_table, contact_sheet, share_chart
@@ -34,8 +35,7 @@ _OTHER_PARTS = (
     "model",
     "trainer",
     "seed_everything",
-    "predictions",
-    "iou_table",
+    *ON_EVERY_RUN,
     "ckpt_path",
     "weights_only",
     "verbose",

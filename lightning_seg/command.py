@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
 import sys
 import warnings
@@ -19,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_seg.errors import SetupError
-from lightning_seg.methods.checkpoints import NO_PRETRAINING
+from lightning_seg.methods.checkpoints import NO_PRETRAINING, PARTS
 
 # Lightning's own use of torch's pytree, said on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -48,10 +49,17 @@ class ReadableParser(LightningArgumentParser):
         return super().parse_args(args, **options)
 
     def add_subcommands(self, *args: Any, **options: Any) -> Any:
-        """Begin with `check`, which the help must name; `lightning_seg.check` runs it."""
+        """Begin with those that are no Trainer's, which the help must name.
+
+        `lightning_seg.check` and `lightning_seg.pipeline` run them.
+        """
         subcommands = super().add_subcommands(*args, **options)
-        about = "Read the whole dataset once: what it holds, and what is wrong with it."
-        subcommands.add_subcommand("check", ReadableParser(), help=about)
+        about = {
+            "check": "Read the whole dataset once: what it holds, and what is wrong with it.",
+            "pipeline": "Fit several times, each time from the encoder of the time before.",
+        }
+        for name, help_ in about.items():
+            subcommands.add_subcommand(name, ReadableParser(), help=help_)
         return subcommands
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -124,8 +132,8 @@ def forget_pretraining(config: Namespace) -> None:
     """
     if config.get("ckpt_path") is None:
         return
-    for name, nothing in NO_PRETRAINING.items():
-        key = f"model.init_args.network.init_args.{name}"
+    for part, (name, nothing) in itertools.product(PARTS, NO_PRETRAINING.items()):
+        key = f"model.init_args.{part}.init_args.{name}"
         if key in config:
             config[key] = nothing
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 Picture = tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]
 """An id, an (H, W, 3) RGB image, and its (H, W) class ids or None."""
@@ -122,6 +123,94 @@ def share_chart(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font has not
         figure.savefig(path, format="png")
+
+
+def scatter_plot(
+    points: NDArray[np.floating[Any]],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    table: NDArray[np.uint8],
+    title: str = "",
+) -> NDArray[np.uint8]:
+    """Draw points in the colours of their classes.
+
+    Args:
+        points: (N, 2).
+        labels: (N,) class ids.
+        class_names: One per class.
+        table: (256, 3) colours, see `color_table`.
+        title: Stands above.
+
+    Returns:
+        An RGB picture (H, W, 3) with the classes that are there beside the points.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # only to draw
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), dpi=100, layout="constrained")
+    canvas: Any = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for label in np.unique(labels):
+        chosen = points[labels == label]
+        name = f"{_shown(class_names, label)} ({len(chosen)})"
+        # the outline, because white classes would vanish
+        x, y = chosen.T
+        axes.scatter(
+            x, y, s=18, color=table[label] / 255, edgecolor="0.35", linewidth=0.4, label=name
+        )
+    axes.set_title(title, fontsize=10)
+    axes.set_aspect("equal", "datalim")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    columns = 1 + len(np.unique(labels)) // 28
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, ncols=columns)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font has not
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _shown(class_names: Sequence[str], label: int) -> str:
+    """Return a class's name as matplotlib prints it as it is: no mathematics, no hidden entry."""
+    return class_names[label].replace("$", r"\$").lstrip("_")
+
+
+def rows_of_pictures(
+    rows: Sequence[Sequence[Tensor]], headings: Sequence[str], width: int = 320
+) -> NDArray[np.uint8]:
+    """Lay out pictures in columns under headings.
+
+    Args:
+        rows: Each a list of (3, H, W) RGB pictures in [0, 1] of one size, as many as headings.
+        headings: One per column.
+        width: Of a column in pixels.
+
+    Returns:
+        An RGB picture (H, W, 3).
+    """
+    gap = 6
+    drawn = []
+    for row in rows:
+        height = max(1, round(row[0].shape[1] * width / row[0].shape[2]))
+        drawn.append([_resized(picture, (width, height)) for picture in row])
+    total = 24 + sum(row[0].height + gap for row in drawn)
+    sheet = Image.new("RGB", (len(headings) * (width + gap) + gap, total), (255, 255, 255))
+    draw, font = ImageDraw.Draw(sheet), _font("DejaVuSans.ttf", 13)
+    for column, heading in enumerate(headings):
+        draw.text((gap + column * (width + gap), 4), heading, (0, 0, 0), font)
+    top = 24
+    for row in drawn:
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (gap + column * (width + gap), top))
+        top += row[0].height + gap
+    return np.asarray(sheet)
+
+
+def _resized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
+    """Return a (3, H, W) picture in [0, 1] at a size of width and height."""
+    values = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    smooth = Image.Resampling.BICUBIC if size[0] > values.shape[1] else Image.Resampling.LANCZOS
+    return Image.fromarray(values).resize(size, smooth)
 
 
 def contact_sheet(

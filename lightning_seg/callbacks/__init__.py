@@ -1,8 +1,26 @@
-"""What watches training: tables, files of predictions, the saved configuration."""
+"""What watches training: tables, pictures, files of predictions and encoders, settings."""
 
 from lightning_seg.callbacks.complementary_sampling import ComplementarySampling
 from lightning_seg.callbacks.iou_table import IoUTable
 from lightning_seg.callbacks.prediction_writer import PredictionWriter
 from lightning_seg.callbacks.save_config import LoggedConfig
+from lightning_seg.callbacks.save_encoder import SaveEncoder
+from lightning_seg.callbacks.validation_pictures import ValidationPictures
 
-__all__ = ["ComplementarySampling", "IoUTable", "LoggedConfig", "PredictionWriter"]
+ON_EVERY_RUN = {
+    "predictions": PredictionWriter,
+    "iou_table": IoUTable,
+    "encoder_file": SaveEncoder,
+    "pictures": ValidationPictures,
+}
+"""The callbacks that the command attaches, by the key of their options."""
+
+__all__ = [
+    "ON_EVERY_RUN",
+    "ComplementarySampling",
+    "IoUTable",
+    "LoggedConfig",
+    "PredictionWriter",
+    "SaveEncoder",
+    "ValidationPictures",
+]

@@ -47,7 +47,7 @@ class IoUTable(Callback):
         }
 
     def _print(self, trainer: Trainer, title: str) -> None:
-        if self._scores and trainer.is_global_zero:
+        if "miou" in self._scores and trainer.is_global_zero:
             Console().print(iou_table(self._scores, title))
 
 

@@ -42,8 +42,8 @@ from lightning_seg.losses import (
     structure_matching_loss,
 )
 from lightning_seg.losses.inputs import at_least_float32, masked_mean
-from lightning_seg.methods.base import labeled_part
 from lightning_seg.methods.gradients import frozen
+from lightning_seg.methods.segmentation import labeled_part
 from lightning_seg.methods.two_players import TwoPlayerModule
 from lightning_seg.networks import StructureAnalyzer
 

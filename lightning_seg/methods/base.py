@@ -1,20 +1,21 @@
-"""What every method shares: the network, its input, evaluation, prediction, optimisation."""
+"""What every method shares: its input, optimisation, checkpoints."""
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_one_of
 from lightning_seg.methods.checkpoints import (
     RandomState,
     keep_what_a_checkpoint_needs,
@@ -27,25 +28,18 @@ from lightning_seg.methods.optimization import (
     build_optimizer,
     with_schedule,
 )
-from lightning_seg.metrics import SegmentationMetrics, WeightedMean
-from lightning_seg.networks import LRASPP
+from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.networks.encoder_weights import InputMode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class SegmentationModule(L.LightningModule, ABC):
-    """Base of all methods; a method adds its losses in `training_step`.
+class MethodModule(L.LightningModule, ABC):
+    """Base of all modules: it trains `network`, whatever that returns.
 
     Args:
-        network: Makes the network from the number of classes, or is it. It takes normalised
-            (B, 3, H, W) images and returns (B, C, H, W) logits, or a dict of them with `out` and,
-            for deep supervision, `aux` (one tensor or a list). Where it has attributes `mean`
-            and `std`, its input is normalised with these, else with ImageNet's. None takes
-            `LRASPP` on a MobileNetV3 with random weights.
-        num_classes: Number of classes C, void not counted.
-        class_names: One name per class, for logs and tables.
-        palette: One RGB colour in 0..255 per class, for pictures.
-        ignore_index: Mask value of pixels that do not count.
+        network: Takes normalised (B, 3, H, W) images. Where it, or its encoder, has attributes
+            `mean` and `std`, its input is normalised with these, else with ImageNet's.
         optimizer: Makes the optimizer from parameter groups.
         lr: Learning rate; None keeps the optimizer's own.
         lr_scheduler: Makes the schedule from the optimizer; None keeps the rate constant.
@@ -53,9 +47,10 @@ class SegmentationModule(L.LightningModule, ABC):
         backbone_lr_factor: Times the learning rate for the network's `encoder` or `backbone`.
         head_bias_lr_factor: Times the learning rate for biases outside the backbone.
         decay_all: Let weight decay act on all weights; False leaves out biases and norms.
-        lambda_aux: Weight of the auxiliary logits' loss.
         freeze_batch_norm: Keep the running statistics of `encoder` or of `all` batch norms as
             they are and normalise by them in training; their scale and shift are still learnt.
+        input_mode: What the network sees: images in colour, or the `gray` mean of their channels
+            three times. None goes on as the encoder's weight file was trained, else in `rgb`.
         channels_last: Keep images and weights in channels-last memory order, which many
             convolutions prefer.
         compile_network: Compile the network with `torch.compile`; checkpoints stay the same.
@@ -66,17 +61,11 @@ class SegmentationModule(L.LightningModule, ABC):
 
     image_mean: Tensor
     image_std: Tensor
-    loss: nn.Module
-    """The loss of pixels, (B, C, H, W) logits and (B, H, W) class ids -> scalar; a method's own."""
 
     def __init__(
         self,
-        network: Callable[[int], nn.Module] | None = None,
+        network: nn.Module,
         *,
-        num_classes: int,
-        class_names: list[str] | None = None,
-        palette: list[list[int]] | None = None,
-        ignore_index: int = 255,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr: float | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -84,27 +73,19 @@ class SegmentationModule(L.LightningModule, ABC):
         backbone_lr_factor: float = 1.0,
         head_bias_lr_factor: float = 1.0,
         decay_all: bool = True,
-        lambda_aux: float = 0.4,
         freeze_batch_norm: Literal["none", "encoder", "all"] = "none",
+        input_mode: InputMode | None = None,
         channels_last: bool = False,
         compile_network: bool = False,
     ) -> None:
         super().__init__()
-        for name, values in {"class_names": class_names, "palette": palette}.items():
-            if values is not None and len(values) != num_classes:
-                raise SetupError(f"{len(values)} {name} for {num_classes} classes")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
         keep_what_a_checkpoint_needs(self._hparams)
         self._hparams_initial = dict(self._hparams)
 
-        build = LRASPP if network is None else network
-        self.network = build if isinstance(build, nn.Module) else build(num_classes)
-        self.num_classes = num_classes
-        self.class_names = class_names or [f"class_{index}" for index in range(num_classes)]
-        self.palette = palette
-        self.ignore_index = ignore_index
+        self.network = network
         self.optimizer = optimizer
         self.lr = lr
         self.lr_scheduler = lr_scheduler
@@ -112,18 +93,18 @@ class SegmentationModule(L.LightningModule, ABC):
         self.backbone_lr_factor = backbone_lr_factor
         self.head_bias_lr_factor = head_bias_lr_factor
         self.decay_all = decay_all
-        self.lambda_aux = lambda_aux
         self.freeze_batch_norm = freeze_batch_norm
         self.channels_last = channels_last
         self.compile_network = compile_network
-        mean = getattr(self.network, "mean", IMAGENET_MEAN)
-        std = getattr(self.network, "std", IMAGENET_STD)
+        if input_mode is not None:
+            require_one_of("rgb", "gray", input_mode=input_mode)
+        self._asked_input_mode = input_mode
+        self.input_mode: InputMode = input_mode or self._trained_input_mode() or "rgb"
+        source = network if hasattr(network, "mean") else backbone_of(network)
+        mean = getattr(source, "mean", IMAGENET_MEAN)
+        std = getattr(source, "std", IMAGENET_STD)
         self.register_buffer("image_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.val_metrics = SegmentationMetrics(num_classes, ignore_index)
-        self.test_metrics = SegmentationMetrics(num_classes, ignore_index)
-        self.val_loss = WeightedMean()
-        self.test_loss = WeightedMean()
         self._random_state = RandomState()
         self._guard = FiniteGuard()
 
@@ -138,37 +119,28 @@ class SegmentationModule(L.LightningModule, ABC):
             )
         self.train()
 
-    # The network, from raw images to logits
+    # The network's input
 
     def normalize(self, image: Tensor) -> Tensor:
         """Bring images to the scale that the network's encoder was trained with.
 
         Args:
-            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
+            image: (..., 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
         """
         if not image.is_floating_point():
             image = image.float() / 255
+        if self.input_mode == "gray":
+            image = image.mean(-3, keepdim=True)
         image = ((image - self.image_mean) / self.image_std).to(self.image_mean.dtype)
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
 
-    def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
-        """Return all logits (B, C, H, W) of raw images, `out` (one) and `aux` (any number)."""
-        found = self.network(self.normalize(image))
-        if isinstance(found, Tensor):
-            return {"out": [found], "aux": []}
-        if not isinstance(found, Mapping) or "out" not in found:
-            raise SetupError(
-                f"{type(self.network).__name__} returned a {type(found).__name__}; expected "
-                "logits (B, C, H, W), or a dict with them under `out`"
-            )
-        aux = found.get("aux", [])
-        return {"out": [found["out"]], "aux": [aux] if isinstance(aux, Tensor) else list(aux)}
+    def _trained_input_mode(self) -> InputMode | None:
+        modes = [
+            each.input_mode for each in self.network.modules() if isinstance(each, TimmEncoder)
+        ]
+        return modes[0] if modes else None
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return (B, C, H, W) logits of (B, 3, H, W) RGB images, uint8 or in [0, 1]."""
-        return self.outputs(image)["out"][0]
-
-    def train(self, mode: bool = True) -> SegmentationModule:
+    def train(self, mode: bool = True) -> MethodModule:
         """Switch between training and evaluation; frozen batch norms stay in evaluation."""
         super().train(mode)
         frozen = {"none": None, "encoder": backbone_of(self.network), "all": self.network}
@@ -184,20 +156,6 @@ class SegmentationModule(L.LightningModule, ABC):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         """Train on one batch."""
 
-    def supervised_losses(
-        self, outputs: dict[str, list[Tensor]], target: Tensor
-    ) -> dict[str, Tensor]:
-        """Return `loss`, the total of the main and the weighted auxiliary losses, and its parts."""
-        main: Tensor = self.loss(outputs["out"][0], target)
-        if not outputs["aux"]:
-            return {"loss": main}
-        aux = torch.stack([self.loss(logits, target) for logits in outputs["aux"]]).sum()
-        return {
-            "loss": main + self.lambda_aux * aux,
-            "loss_main": main.detach(),
-            "loss_aux": aux.detach(),
-        }
-
     def log_training(
         self, values: Mapping[str, Tensor], batch: dict[str, Any], other: Tensor | None = None
     ) -> None:
@@ -205,7 +163,7 @@ class SegmentationModule(L.LightningModule, ABC):
 
         Args:
             values: Scalars, of which `loss` must stay finite.
-            batch: The labelled images.
+            batch: The images, with their `id`s.
             other: Another loss that must.
 
         Raises:
@@ -251,7 +209,15 @@ class SegmentationModule(L.LightningModule, ABC):
         return with_schedule(optimizer, self.lr_scheduler, self.lr_interval)
 
     def on_fit_start(self) -> None:
-        """Silence Lightning's doubts about layers in evaluation mode where they are wanted."""
+        """Say where the weights come from; silence doubts about layers frozen on purpose."""
+        for part in self.network.modules():
+            if isinstance(part, TimmEncoder) and part.origin is not None:
+                rank_zero_info(part.origin)
+        if self.input_mode != (self._trained_input_mode() or self.input_mode):
+            rank_zero_info(
+                f"the encoder was trained on {self._trained_input_mode()} images, and goes on with "
+                f"{self.input_mode} ones"
+            )
         if self.freeze_batch_norm != "none":
             warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start")
 
@@ -261,66 +227,24 @@ class SegmentationModule(L.LightningModule, ABC):
             if isinstance(config.scheduler, PolyLR):
                 config.scheduler.set_length(self.trainer.estimated_stepping_batches)
 
-    # Evaluation and prediction
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count a validation batch."""
-        self._evaluate(batch, self.val_metrics, self.val_loss)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count a test batch."""
-        self._evaluate(batch, self.test_metrics, self.test_loss)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/miou`, `val/iou/<class>`, the accuracies and `val/loss`."""
-        self._log_scores("val", self.val_metrics, self.val_loss)
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/miou`, `test/iou/<class>`, the accuracies and `test/loss`."""
-        self._log_scores("test", self.test_metrics, self.test_loss)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return `labels`, (B, H, W) uint8 class ids at the images' own size, and their `id`s."""
-        return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
-
-    def _evaluate(
-        self, batch: dict[str, Any], metrics: SegmentationMetrics, mean_loss: WeightedMean
-    ) -> None:
-        logits, target = self(batch["image"]), batch["mask"]
-        metrics.update(_labels(logits), target)
-        # a mean over pixels, whatever the batches; copies that even out processes have none
-        labelled = (target != self.ignore_index).sum()
-        mean_loss.update(self.loss(logits, target), labelled)
-
-    def _log_scores(
-        self, stage: str, metrics: SegmentationMetrics, mean_loss: WeightedMean
-    ) -> None:
-        scores = {"loss": mean_loss.compute(), **metrics.compute()}
-        for each in (metrics, mean_loss):
-            each.reset()
-        iou, _ = scores.pop("iou"), scores.pop("accuracy")
-        self.log(f"{stage}/miou", scores.pop("miou"), prog_bar=True, sync_dist=True)
-        named = {f"{stage}/{name}": value for name, value in scores.items()}
-        named |= {f"{stage}/iou/{name}": iou[i] for i, name in enumerate(self.class_names)}
-        self.log_dict(named, sync_dist=True)  # all processes hold the same: it averages nothing
-
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the random state, so that a resumed run draws the same dropout masks."""
         self._guard.check()
         checkpoint["random_state"] = self._random_state.capture()
+        checkpoint["input_mode"] = self.input_mode
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes or another network; keep its random state."""
-        theirs = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
-        if theirs != self.num_classes:
-            raise SetupError(
-                f"the checkpoint was trained for {theirs} classes, the data has "
-                f"{self.num_classes} ({', '.join(self.class_names[:6])}, ...): use its data "
-                "(options: --data, --ckpt_path)"
-            )
+        """Refuse a checkpoint of another network or input; keep its random state."""
         require_same_tensors(self.state_dict(), checkpoint["state_dict"])
+        theirs = checkpoint.get("input_mode", "rgb")
+        if self._asked_input_mode not in (None, theirs):
+            raise SetupError(
+                f"the checkpoint was trained on {theirs} images, not on {self._asked_input_mode} "
+                "ones (option: --model.input_mode null)"
+            )
+        self.input_mode = theirs
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":  # not when only weights are wanted
             self._random_state.keep(checkpoint.get("random_state"))
@@ -328,14 +252,3 @@ class SegmentationModule(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on with the random state of the checkpoint, once."""
         self._random_state.restore()
-
-
-def labeled_part(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the `labeled` group of a semi-supervised batch; any other batch as it is."""
-    part: dict[str, Any] = batch.get("labeled", batch)
-    return part
-
-
-def _labels(logits: Tensor) -> Tensor:
-    """Return the class of the largest logit, (B, C, H, W) -> (B, H, W) int64."""
-    return logits.max(dim=1).indices  # argmax(1) takes ten times as long on CPUs

@@ -15,6 +15,9 @@ from lightning_seg.processes import world_size
 NO_PRETRAINING = {"weights": None, "pretrained": False}
 """A network's arguments where a checkpoint brings the weights: neither file nor download."""
 
+PARTS = ("network", "encoder")
+"""Arguments of modules that are networks with such arguments."""
+
 
 class RandomState:
     """Captures torch's generators on every process, and restores each process's own later."""
@@ -74,15 +77,16 @@ def keep_what_a_checkpoint_needs(arguments: MutableMapping[str, Any]) -> None:
     `weights_only=True`. So do weight files and downloads: a checkpoint brings the weights itself.
 
     Args:
-        arguments: Names and values; the network's own under `network.init_args`.
+        arguments: Names and values; those of the parts in `PARTS` under `<part>.init_args`.
     """
     for name in [name for name, value in arguments.items() if not _is_plain(value)]:
         del arguments[name]
-    network = arguments.get("network")
-    if network and "init_args" in network:
-        given = network["init_args"]
-        changed = {name: nothing for name, nothing in NO_PRETRAINING.items() if name in given}
-        arguments["network"] = {**network, "init_args": {**given, **changed}}
+    for part in PARTS:
+        built = arguments.get(part)
+        if built and "init_args" in built:
+            given = built["init_args"]
+            changed = {name: nothing for name, nothing in NO_PRETRAINING.items() if name in given}
+            arguments[part] = {**built, "init_args": {**given, **changed}}
 
 
 def _is_plain(value: object) -> bool:

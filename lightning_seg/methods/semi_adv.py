@@ -40,9 +40,9 @@ from lightning_seg.losses import (
     score_map,
 )
 from lightning_seg.losses.inputs import at_least_float32, masked_mean
-from lightning_seg.methods.base import labeled_part
 from lightning_seg.methods.discriminator_watch import DiscriminatorWatch
 from lightning_seg.methods.gradients import frozen
+from lightning_seg.methods.segmentation import labeled_part
 from lightning_seg.methods.two_players import TwoPlayerModule
 from lightning_seg.networks import FCDiscriminator
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
+from lightning_seg.networks.encoder_weights import (
+    InputMode,
+    WeightFile,
+    load_matching,
+    option,
+    read_weights,
+)
 from lightning_seg.networks.packaged_weights import efficientnet_lite0
 
 PACKAGE = "package"
@@ -43,6 +49,9 @@ class TimmEncoder(nn.Module):
         reductions: Input pixels per pixel of each returned map.
         mean: Per-channel mean of the RGB input in [0, 1] that the backbone was trained with.
         std: Likewise its standard deviation.
+        origin: What was loaded from `weights`, as a sentence; None where nothing was.
+        input_mode: What the images were that these weights were trained on, `rgb` or `gray`, as
+            far as the file tells.
 
     Raises:
         SetupError: An unknown name, an output stride the backbone cannot have, or a weight file
@@ -69,6 +78,9 @@ class TimmEncoder(nn.Module):
             raise SetupError(
                 f"encoder {name!r}: give either pretrained=true or weights={weights!r}, not both"
             )
+        self.name = name
+        self.origin: str | None = None
+        self.input_mode: InputMode | None = None
         self.model = _create(name, out_indices, output_stride, pretrained, options or {})
         info = self.model.feature_info
         self.channels: list[int] = info.channels()
@@ -79,9 +91,38 @@ class TimmEncoder(nn.Module):
             _make_dilation_uniform(self.model, name)
         if weights is not None:
             source = _package_weights(name) if weights == PACKAGE else read_weights(weights)
-            # timm hides vision transformers one level deeper
-            bare = getattr(self.model, "model", self.model)
-            load_matching(bare, source, weights, prefix, min_match)
+            self._require_alike(source, weights)
+            match = load_matching(self.bare, source.tensors, weights, prefix, min_match)
+            inner = match.prefix.removeprefix("state_dict_")
+            before = f" behind {inner!r}" if inner else ""
+            self.origin = (
+                f"encoder {name}: {match.found} of {match.wanted} tensors from {weights}{before}"
+            )
+            self.input_mode = source.input_mode
+
+    @property
+    def bare(self) -> nn.Module:
+        """The backbone under the names of its weights: timm hides some one level deeper."""
+        inner = getattr(self.model, "model", self.model)
+        assert isinstance(inner, nn.Module)
+        return inner
+
+    def _require_alike(self, source: WeightFile, origin: str) -> None:
+        """Refuse what fits by its shapes only: the same tensors may belong to other layers."""
+        theirs = source.encoder
+        if theirs is not None and theirs.partition(".")[0] != self.name.partition(".")[0]:
+            raise SetupError(
+                f"{origin} holds weights of encoder {theirs!r}, not of {self.name!r}: name the "
+                "same in all stages (option: --model.network.encoder or --model.encoder.name)"
+            )
+        for what in ("mean", "std"):
+            value = getattr(source, what)
+            if value is not None and not np.allclose(value, getattr(self, what)):
+                raise SetupError(
+                    f"{origin} was trained on images normalised by {what} {tuple(value)}, but "
+                    f"{self.name!r} has {getattr(self, what)}: name the encoder as there, "
+                    f"{theirs!r} (option: --model.network.encoder or --model.encoder.name)"
+                )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the chosen feature maps, shallow to deep."""
@@ -104,7 +145,7 @@ def _create(
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise SetupError(
             f"unknown encoder {name!r}{hint} (timm.list_models() lists what there is; "
-            "option: --model.network.encoder)"
+            "option: --model.network.encoder or --model.encoder.name)"
         )
     if output_stride not in (8, 16, 32):
         raise SetupError(
@@ -131,7 +172,7 @@ def _create(
             raise
         raise SetupError(
             f"the pretrained weights of {name!r} could not be fetched ({type(error).__name__}); "
-            "on a machine that reaches no hub pass --model.network.weights FILE"
+            f"on a machine that reaches no hub pass {option('weights')} FILE"
         ) from error
 
 
@@ -149,115 +190,10 @@ def _make_dilation_uniform(model: nn.Module, name: str) -> None:
                 conv.padding = like.padding
 
 
-def _package_weights(name: str) -> dict[str, Tensor]:
+def _package_weights(name: str) -> WeightFile:
     if name.partition(".")[0] != "tf_efficientnet_lite0":
         raise SetupError(
             f"weights={PACKAGE!r} holds tf_efficientnet_lite0 only, not {name!r}; "
-            "pass a file: --model.network.weights FILE"
+            f"pass a file: {option('weights')} FILE"
         )
-    return efficientnet_lite0()
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.safetensors` file or of a torch checkpoint (tensors only)."""
-    path = Path(path)
-    if not path.is_file():
-        raise SetupError(f"weight file {path} does not exist (option: --model.network.weights)")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise SetupError(f"weight file {path} cannot be read: {error}") from error
-    tensors = _nested_tensors(content)
-    if not tensors:
-        raise SetupError(f"weight file {path} holds no tensors")
-    return tensors
-
-
-def _nested_tensors(content: object, path: str = "") -> dict[str, Tensor]:
-    """Flatten nested dicts (Lightning, MoCo, VISSL wrap their weights differently)."""
-    if not isinstance(content, Mapping):
-        return {}
-    found: dict[str, Tensor] = {}
-    for key, value in content.items():
-        if isinstance(value, Tensor):
-            found[f"{path}{key}"] = value
-        else:
-            found.update(_nested_tensors(value, f"{path}{key}."))
-    return found
-
-
-def load_matching(
-    model: nn.Module,
-    source: Mapping[str, Tensor],
-    origin: str,
-    prefix: str | None = None,
-    min_match: float = 0.95,
-) -> float:
-    """Copy into `model` every tensor of `source` with the same name and shape.
-
-    Names may differ by a prefix and by `_` for `.` (timm flattens `stages.0` to `stages_0`).
-
-    Args:
-        model: The network that receives the tensors.
-        source: Names and tensors.
-        origin: What to call the source in an error.
-        prefix: What precedes the model's names in the source; None finds the best.
-        min_match: The share of the model's tensors that must be found, in [0, 1].
-
-    Returns:
-        The share of the model's tensors that was found, in [0, 1].
-
-    Raises:
-        SetupError: Too few tensors match. Nothing has been copied then.
-    """
-    # a counter says nothing about the weights, and older files lack it
-    wanted = {
-        _flat(name): name for name in model.state_dict() if not name.endswith("num_batches_tracked")
-    }
-    prefixes = _candidate_prefixes(wanted, source)
-    if prefix is not None:  # the file may wrap it: state_dict.module.encoder_q.
-        prefixes = [found for found in prefixes if found.endswith(_flat(prefix))]
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    offered = {_flat(name): tensor for name, tensor in source.items()}
-
-    def matches(start: str) -> dict[str, Tensor]:
-        return {
-            name: offered[start + flat]
-            for flat, name in wanted.items()
-            if start + flat in offered and offered[start + flat].shape == shapes[name]
-        }
-
-    best = max((matches(start) for start in prefixes), key=len, default={})
-    share = len(best) / max(len(wanted), 1)
-    if share < min_match:
-        missing = [name for name in wanted.values() if name not in best]
-        shown = ", ".join(f"{name} {tuple(shapes[name])}" for name in missing[:8])
-        raise SetupError(
-            f"{origin}: {len(best)} of {len(wanted)} tensors match ({share:.0%}, at least "
-            f"{min_match:.0%} must). Not found with the right shape: {shown}"
-            f"{', ...' if len(missing) > 8 else ''}. The file holds names such as "
-            f"{', '.join(list(source)[:3])}. Is it for another encoder, or is there a prefix "
-            "(options: --model.network.prefix, --model.network.min_match)?"
-        )
-    model.load_state_dict(best, strict=False)
-    return share
-
-
-def _flat(name: str) -> str:
-    return name.replace(".", "_")
-
-
-def _candidate_prefixes(wanted: Mapping[str, str], source: Mapping[str, Tensor]) -> list[str]:
-    """Every string that stands before one of a few of the model's names in the source."""
-    names = [_flat(name) for name in source]
-    probes = list(wanted)[:: max(len(wanted) // 8, 1)]
-    # in the file's order, so that every process takes the same of two equally good ones
-    found = {
-        name.removesuffix(probe): None for name in names for probe in probes if name.endswith(probe)
-    }
-    return sorted(found, key=len)
+    return WeightFile(efficientnet_lite0())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_seg.errors import SetupError
 from lightning_seg.networks import TimmEncoder
-from lightning_seg.networks.encoder import load_matching, read_weights
+from lightning_seg.networks.encoder_weights import load_matching, read_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,7 +262,7 @@ def test_share_of_matching_tensors_decides():
     assert 0.5 < share < 0.95
     with pytest.raises(SetupError, match="layer4"):
         load_matching(encoder.model, kept, "file")
-    assert load_matching(encoder.model, kept, "file", min_match=0.5) == pytest.approx(share)
+    assert load_matching(encoder.model, kept, "file", min_match=0.5).share == pytest.approx(share)
     assert torch.equal(encoder.model.state_dict()["conv1.0.weight"], state["conv1.0.weight"])
 
 
@@ -293,7 +293,7 @@ def test_file_without_tensors_is_named(tmp_path):
 
 CHOOSE = """
 import torch
-from lightning_seg.networks.encoder import load_matching
+from lightning_seg.networks.encoder_weights import load_matching
 model = torch.nn.Linear(1, 1)
 names = [f"encoder_{letter}." for letter in "qkabcdef"]
 file = {n + p: torch.full_like(t, i) for i, n in enumerate(names)

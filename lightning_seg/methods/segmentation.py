@@ -1,0 +1,171 @@
+"""What every method shares that trains a segmentation network: classes, scores, predictions."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_seg.errors import SetupError
+from lightning_seg.methods.base import MethodModule
+from lightning_seg.metrics import SegmentationMetrics, WeightedMean
+from lightning_seg.networks import LRASPP
+
+
+class SegmentationModule(MethodModule, ABC):
+    """Base of the methods for segmentation; a method adds its losses in `training_step`.
+
+    Args:
+        network: Makes the network from the number of classes, or is it. It takes normalised
+            (B, 3, H, W) images and returns (B, C, H, W) logits, or a dict of them with `out` and,
+            for deep supervision, `aux` (one tensor or a list). None takes `LRASPP` on a
+            MobileNetV3 with random weights.
+        num_classes: Number of classes C, void not counted.
+        class_names: One name per class, for logs and tables.
+        palette: One RGB colour in 0..255 per class, for pictures.
+        ignore_index: Mask value of pixels that do not count.
+        lambda_aux: Weight of the auxiliary logits' loss.
+        options: Passed to `MethodModule`.
+
+    Raises:
+        SetupError: Settings that contradict each other, or data without classes.
+    """
+
+    loss: nn.Module
+    """The loss of pixels, (B, C, H, W) logits and (B, H, W) class ids -> scalar; a method's own."""
+
+    def __init__(
+        self,
+        network: Callable[[int], nn.Module] | None = None,
+        *,
+        num_classes: int,
+        class_names: list[str] | None = None,
+        palette: list[list[int]] | None = None,
+        ignore_index: int = 255,
+        lambda_aux: float = 0.4,
+        **options: Any,
+    ) -> None:
+        if num_classes < 1:
+            raise SetupError(
+                f"{type(self).__name__} needs classes, and the data has none: it trains on masks "
+                "(option: --data)"
+            )
+        for name, values in {"class_names": class_names, "palette": palette}.items():
+            if values is not None and len(values) != num_classes:
+                raise SetupError(f"{len(values)} {name} for {num_classes} classes")
+        build = LRASPP if network is None else network
+        super().__init__(build if isinstance(build, nn.Module) else build(num_classes), **options)
+        self.num_classes = num_classes
+        self.class_names = class_names or [f"class_{index}" for index in range(num_classes)]
+        self.palette = palette
+        self.ignore_index = ignore_index
+        self.lambda_aux = lambda_aux
+        self.val_metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.test_metrics = SegmentationMetrics(num_classes, ignore_index)
+        self.val_loss = WeightedMean()
+        self.test_loss = WeightedMean()
+
+    # The network, from raw images to logits
+
+    def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
+        """Return all logits (B, C, H, W) of raw images, `out` (one) and `aux` (any number)."""
+        found = self.network(self.normalize(image))
+        if isinstance(found, Tensor):
+            return {"out": [found], "aux": []}
+        if not isinstance(found, Mapping) or "out" not in found:
+            raise SetupError(
+                f"{type(self.network).__name__} returned a {type(found).__name__}; expected "
+                "logits (B, C, H, W), or a dict with them under `out`"
+            )
+        aux = found.get("aux", [])
+        return {"out": [found["out"]], "aux": [aux] if isinstance(aux, Tensor) else list(aux)}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return (B, C, H, W) logits of (B, 3, H, W) RGB images, uint8 or in [0, 1]."""
+        return self.outputs(image)["out"][0]
+
+    # Training
+
+    def supervised_losses(
+        self, outputs: dict[str, list[Tensor]], target: Tensor
+    ) -> dict[str, Tensor]:
+        """Return `loss`, the total of the main and the weighted auxiliary losses, and its parts."""
+        main: Tensor = self.loss(outputs["out"][0], target)
+        if not outputs["aux"]:
+            return {"loss": main}
+        aux = torch.stack([self.loss(logits, target) for logits in outputs["aux"]]).sum()
+        return {
+            "loss": main + self.lambda_aux * aux,
+            "loss_main": main.detach(),
+            "loss_aux": aux.detach(),
+        }
+
+    # Evaluation and prediction
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Count a validation batch."""
+        self._evaluate(batch, self.val_metrics, self.val_loss)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Count a test batch."""
+        self._evaluate(batch, self.test_metrics, self.test_loss)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/miou`, `val/iou/<class>`, the accuracies and `val/loss`."""
+        self._log_scores("val", self.val_metrics, self.val_loss)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/miou`, `test/iou/<class>`, the accuracies and `test/loss`."""
+        self._log_scores("test", self.test_metrics, self.test_loss)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Return `labels`, (B, H, W) uint8 class ids at the images' own size, and their `id`s."""
+        return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
+
+    def _evaluate(
+        self, batch: dict[str, Any], metrics: SegmentationMetrics, mean_loss: WeightedMean
+    ) -> None:
+        logits, target = self(batch["image"]), batch["mask"]
+        metrics.update(_labels(logits), target)
+        # a mean over pixels, whatever the batches; copies that even out processes have none
+        labelled = (target != self.ignore_index).sum()
+        mean_loss.update(self.loss(logits, target), labelled)
+
+    def _log_scores(
+        self, stage: str, metrics: SegmentationMetrics, mean_loss: WeightedMean
+    ) -> None:
+        scores = {"loss": mean_loss.compute(), **metrics.compute()}
+        for each in (metrics, mean_loss):
+            each.reset()
+        iou, _ = scores.pop("iou"), scores.pop("accuracy")
+        self.log(f"{stage}/miou", scores.pop("miou"), prog_bar=True, sync_dist=True)
+        named = {f"{stage}/{name}": value for name, value in scores.items()}
+        named |= {f"{stage}/iou/{name}": iou[i] for i, name in enumerate(self.class_names)}
+        self.log_dict(named, sync_dist=True)  # all processes hold the same: it averages nothing
+
+    # Checkpoints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other classes, beside what `MethodModule` refuses."""
+        theirs = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
+        if theirs != self.num_classes:
+            raise SetupError(
+                f"the checkpoint was trained for {theirs} classes, the data has "
+                f"{self.num_classes} ({', '.join(self.class_names[:6])}, ...): use its data "
+                "(options: --data, --ckpt_path)"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+
+def labeled_part(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the `labeled` group of a semi-supervised batch; any other batch as it is."""
+    part: dict[str, Any] = batch.get("labeled", batch)
+    return part
+
+
+def _labels(logits: Tensor) -> Tensor:
+    """Return the class of the largest logit, (B, C, H, W) -> (B, H, W) int64."""
+    return logits.max(dim=1).indices  # argmax(1) takes ten times as long on CPUs

@@ -1,0 +1,230 @@
+"""The command `pipeline`: one training after the other, each from the encoder of the one before.
+
+    python cli.py pipeline --stages configs/mix_match/*.yaml --out runs/mix_match
+        -c configs/data/camvid.yaml --data.root FOLDER [any option of `fit`, for all stages]
+        [--stage 3 -c configs/network/fcn.yaml, options of the third stage only]
+
+Every stage is a `fit` in a folder of its own. What is finished is not done again, and what was cut
+off goes on from its last checkpoint, so the same command may be called until it is through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+import lightning_seg
+from lightning_seg.errors import SetupError
+
+ENCODER, SETTINGS, DONE = "encoder.pt", "settings.json", "done"
+
+
+class Stage(NamedTuple):
+    """One training of a pipeline."""
+
+    name: str
+    folder: Path
+    words: list[str]
+    """Of the command, behind `fit`, but for what the stage before hands over."""
+    trains_encoder: bool
+    """Whether the encoder is all that it trains; else it is a segmentation network's."""
+
+    @property
+    def encoder(self) -> Path:
+        """The file that it hands over."""
+        return self.folder / ENCODER
+
+
+def unless_pipeline(args: Any, fit: Callable[[list[str]], Any]) -> Any:
+    """Return the arguments; if they ask for `pipeline`, run that instead and exit with 0.
+
+    Args:
+        args: As `LightningCLI` takes them; None is the process's own.
+        fit: The command, called with the words of each stage.
+
+    Raises:
+        SystemExit: With 0 when all stages are done, 2 where an option is wrong.
+        SetupError: A stage that cannot be, or whose settings have changed since it began.
+    """
+    words = sys.argv[1:] if args is None else args
+    if not isinstance(words, Sequence) or list(words[:1]) != ["pipeline"]:
+        return args
+    run(stages_of(list(words[1:])), fit)
+    sys.exit(0)
+
+
+def stages_of(words: list[str]) -> list[Stage]:
+    """Return the stages that the words behind `pipeline` ask for.
+
+    A stage's `fit` gets the common configuration files, the stage's own, the other common words
+    and at last the stage's own words: whatever is more special comes later and wins.
+    """
+    parser = argparse.ArgumentParser(
+        prog="cli.py pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--stages", nargs="+", required=True, metavar="YAML", help="one file per stage, in order"
+    )
+    parser.add_argument("--out", required=True, help="folder of all the stages' folders")
+    parser.add_argument("--encoder", help="timm name of the encoder in all stages")
+    parser.add_argument(
+        "-c", "--config", action="append", default=[], help="a piece for all stages, such as data"
+    )
+    chunks = _split(words)
+    given, common = parser.parse_known_args(chunks[0])
+    own: list[list[str]] = [[] for _ in given.stages]
+    for number, *more in chunks[1:]:
+        if not number.isdigit() or not 1 <= int(number) <= len(own):
+            parser.error(f"--stage {number}: there are the stages 1 to {len(own)}")
+        own[int(number) - 1] += more
+    names = [Path(file).stem for file in given.stages]
+    if len(set(names)) < len(names):
+        parser.error(f"two of the stages have one name: {', '.join(names)}")
+    stages = []
+    for name, file, more in zip(names, given.stages, own, strict=True):
+        files = [word for each in (*given.config, file) for word in ("-c", each)]
+        words = [*files, *common, *more]
+        trains_encoder = _trains_encoder(words)
+        folder = Path(given.out) / name
+        words += ["--trainer.default_root_dir", str(folder)]
+        words += ["--encoder_file.path", str(folder / ENCODER)]
+        if given.encoder is not None:
+            option = "--model.encoder.name" if trains_encoder else "--model.network.encoder"
+            words += [option, given.encoder]
+        stages.append(Stage(name, folder, words, trains_encoder))
+    return stages
+
+
+def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
+    """Run the stages that are not done, in order."""
+    before: Stage | None = None
+    for number, stage in enumerate(stages, start=1):
+        words = list(stage.words)
+        if before is not None:
+            part = "encoder" if stage.trains_encoder else "network"
+            words += [f"--model.{part}.weights", str(before.encoder)]
+        settings = _settings(words, None if before is None else before.encoder)
+        checkpoint, done = last_checkpoint(stage.folder), (stage.folder / DONE).exists()
+        if checkpoint is not None or done:
+            _require_unchanged(stage.folder, settings)
+        title = f"stage {number} of {len(stages)}: {stage.name}"
+        before = stage
+        if done:
+            _say(f"{title}, done before: {stage.folder}")
+            continue
+        _say(title if checkpoint is None else f"{title}, goes on from {checkpoint}")
+        _write(stage.folder / SETTINGS, json.dumps(settings, indent=1))
+        if checkpoint is not None:
+            words += ["--ckpt_path", str(checkpoint)]
+        fit(["fit", *words])
+        gc.collect()  # trainers and modules refer to each other
+        _write(stage.folder / DONE, "")
+    _say(f"done: {stages[-1].folder}")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in a folder or those below, if there is one."""
+    found = {path.resolve() for path in folder.rglob("*.ckpt") if path.exists()}
+    # a checkpoint is a zip archive, whose directory is written last
+    complete = [path for path in found if zipfile.is_zipfile(path)]
+    return max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _split(words: Sequence[str]) -> list[list[str]]:
+    """Return the words before the first `--stage`, and those behind each."""
+    chunks: list[list[str]] = [[]]
+    for word in words:
+        if word == "--stage":
+            chunks.append([])
+        elif word.startswith("--stage="):
+            chunks.append([word.partition("=")[2]])
+        else:
+            chunks[-1].append(word)
+    return [chunks[0], *([*chunk] or [""] for chunk in chunks[1:])]
+
+
+def _values(words: Sequence[str], *names: str) -> list[str]:
+    """Return what options of these names are given, as `--name VALUE` or `--name=VALUE`."""
+    found = []
+    for word, following in pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name in names:
+            found.append(value if equals else following)
+    return found
+
+
+def _config_files(words: Sequence[str]) -> list[Path]:
+    files = [Path(value) for value in _values(words, "-c", "--config")]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise SetupError(f"configuration file {missing[0]} does not exist (option: --config)")
+    return files
+
+
+def _trains_encoder(words: Sequence[str]) -> bool:
+    """Tell from the configuration whether the model is one that trains an encoder alone."""
+    parts = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in _config_files(words)]
+    named = [((part or {}).get("model") or {}).get("class_path") for part in parts]
+    names = [name for name in [*named, *_values(words, "--model")] if name is not None]
+    if not names:
+        return False
+    module, _, name = names[-1].rpartition(".")
+    found = getattr(lightning_seg, name, None) or getattr(import_module(module), name)
+    return issubclass(found, lightning_seg.PretrainingModule)
+
+
+def _settings(words: list[str], encoder: Path | None) -> dict[str, Any]:
+    """Return what a stage's result depends on."""
+    start = None if encoder is None or not encoder.is_file() else encoder.read_bytes()
+    return {
+        "words": words,
+        "files": {str(file): file.read_text(encoding="utf-8") for file in _config_files(words)},
+        "start": None if start is None else hashlib.sha256(start).hexdigest(),
+    }
+
+
+def _require_unchanged(folder: Path, settings: dict[str, Any]) -> None:
+    if not (folder / SETTINGS).is_file():
+        return
+    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if before == settings:
+        return
+    what = {
+        "words": "the command line",
+        "files": "a configuration file",
+        "start": "the encoder that it starts from",
+    }
+    changed = " and ".join(what[key] for key in what if before.get(key) != settings[key])
+    raise SetupError(
+        f"{folder} was begun with other settings: {changed} changed. Remove the folder to do that "
+        "stage again, or take another one for all (option: --out)"
+    )
+
+
+@rank_zero_only
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    Console(stderr=True).rule(text)
