@@ -3,8 +3,10 @@
 from lightning_seg.errors import NonFiniteLossError, SetupError
 from lightning_seg.methods import (
     ASMLModule,
+    ColorizationModule,
     CPGModule,
     CrossEntropyModule,
+    JigsawModule,
     LMPModule,
     MethodModule,
     MixMatchModule,
@@ -17,7 +19,9 @@ from lightning_seg.methods import (
 __all__ = [
     "ASMLModule",
     "CPGModule",
+    "ColorizationModule",
     "CrossEntropyModule",
+    "JigsawModule",
     "LMPModule",
     "MethodModule",
     "MixMatchModule",

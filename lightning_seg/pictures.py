@@ -199,10 +199,10 @@ def rows_of_pictures(
     for column, heading in enumerate(headings):
         draw.text((gap + column * (width + gap), 4), heading, (0, 0, 0), font)
     top = 24
-    for row in drawn:
-        for column, picture in enumerate(row):
+    for fitted in drawn:
+        for column, picture in enumerate(fitted):
             sheet.paste(picture, (gap + column * (width + gap), top))
-        top += row[0].height + gap
+        top += fitted[0].height + gap
     return np.asarray(sheet)
 
 

@@ -7,6 +7,7 @@ from lightning_seg.losses.adversarial import (
     pseudo_labels,
     score_map,
 )
+from lightning_seg.losses.colors import ABGrid, ColorTarget, HueChroma, hue_chroma
 from lightning_seg.losses.cross_entropy import CrossEntropy, cross_entropy
 from lightning_seg.losses.loss_max_pooling import (
     LossMaxPooling,
@@ -36,7 +37,10 @@ from lightning_seg.losses.triplets import (
 )
 
 __all__ = [
+    "ABGrid",
+    "ColorTarget",
     "CrossEntropy",
+    "HueChroma",
     "LossMaxPooling",
     "PooledLoss",
     "ProbabilityGradientLoss",
@@ -48,6 +52,7 @@ __all__ = [
     "cross_entropy",
     "discriminator_loss",
     "gather_embeddings",
+    "hue_chroma",
     "log_depth",
     "loss_max_pooling",
     "loss_max_pooling_weights",

@@ -2,9 +2,11 @@
 
 from lightning_seg.methods.asml import ASMLModule
 from lightning_seg.methods.base import MethodModule
+from lightning_seg.methods.colorization import ColorizationModule
 from lightning_seg.methods.cpg import CPGModule
 from lightning_seg.methods.cross_entropy import CrossEntropyModule
 from lightning_seg.methods.gradients import frozen
+from lightning_seg.methods.jigsaw import JigsawModule
 from lightning_seg.methods.lmp import LMPModule
 from lightning_seg.methods.mix_match import MixMatchModule
 from lightning_seg.methods.pretraining import PretrainingModule
@@ -15,7 +17,9 @@ from lightning_seg.methods.two_players import TwoPlayerModule
 __all__ = [
     "ASMLModule",
     "CPGModule",
+    "ColorizationModule",
     "CrossEntropyModule",
+    "JigsawModule",
     "LMPModule",
     "MethodModule",
     "MixMatchModule",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_range
 from lightning_seg.methods.base import MethodModule
+from lightning_seg.metrics import WeightedMean
 from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.pictures import rows_of_pictures
 
 
 class PretrainingModule(MethodModule, ABC):
@@ -77,3 +81,59 @@ class PretrainingModule(MethodModule, ABC):
         self.log(f"{stage}/loss", scores.pop("loss"), prog_bar=True, sync_dist=True)
         # all processes hold the same: it averages nothing
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
+
+
+class ImagePretrainingModule(PretrainingModule, ABC):
+    """Base of those that train on images without labels, and show what they make of some.
+
+    Args:
+        network: Passed to `MethodModule`, like the options.
+        shown: Validation images that pictures show, spread over the batches.
+    """
+
+    headings: Sequence[str]
+    """Of the picture's columns."""
+
+    def __init__(self, network: nn.Module, *, shown: int = 4, **options: Any) -> None:
+        super().__init__(network, **options)
+        require_range(0, math.inf, shown=shown)
+        self.shown = shown
+        self.mean_loss = WeightedMean()
+        self._images: list[Tensor] = []
+
+    @abstractmethod
+    def row(self, image: Tensor, number: int) -> list[Tensor]:
+        """Return a picture's row, (3, H, W) each in [0, 1], of the number-th image that is shown.
+
+        Args:
+            image: (1, 3, H, W) RGB in [0, 1].
+            number: From 0 on.
+        """
+
+    def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Keep what is to be shown of a batch."""
+        batches = self.trainer.num_val_batches[0] if self.trainer.num_val_batches else 1
+        if batch_idx == 0:
+            self._images = []
+        # so many in equal steps, or as many of each batch as it takes
+        due = math.ceil(self.shown * (batch_idx + 1) / max(1, batches))
+        left = max(0, min(due, self.shown) - len(self._images))
+        self._images += list(batch["image"][:left])
+
+    def evaluation(self) -> dict[str, Tensor]:
+        """Return the mean loss."""
+        loss = self.mean_loss.compute()
+        self.mean_loss.reset()
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """Return one picture with a row for each image that is shown."""
+        training, rows = self.training, []
+        self.eval()
+        for number, image in enumerate(self._images):
+            image = image.float() / 255 if not image.is_floating_point() else image.float()
+            rows.append(self.row(image[None], number))
+        self.train(training)
+        name = type(self).__name__.removesuffix("Module").lower()
+        return {name: rows_of_pictures(rows, self.headings)} if rows else {}

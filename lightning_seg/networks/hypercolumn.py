@@ -1,0 +1,136 @@
+"""Sparse hypercolumns: all of an encoder's maps, read at single pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_seg.errors import SetupError
+from lightning_seg.losses.inputs import at_least_float32
+from lightning_seg.networks.encoder import TimmEncoder
+
+
+def read_at(maps: Sequence[Tensor], size: tuple[int, int], locations: Tensor) -> Tensor:
+    """Return what maps hold at some pixels of the image they were made of.
+
+    A map of H_i rows is read at row r H_i / H, bilinearly, without a shift by half a pixel and
+    at most at its last row; columns likewise. That is the rule of the authors' Caffe layer
+    (Larsson et al., arXiv 1703.04044).
+
+    Args:
+        maps: (B, C_i, H_i, W_i) each, any floating dtype.
+        size: H and W of the image.
+        locations: (B, K, 2) rows and columns in pixels of the image, integers or floats.
+
+    Returns:
+        (B, K, sum of C_i), float32 at least, maps in their order.
+
+    Raises:
+        ValueError: No map, shapes that do not fit, or a size below 1.
+
+    Example:
+        A map of half the size: pixel (0, 1) lies in the middle of its first two columns.
+
+        >>> maps = [torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])]
+        >>> read_at(maps, (4, 4), torch.tensor([[[0, 0], [0, 1], [3, 3]]])).flatten().tolist()
+        [1.0, 2.0, 7.0]
+    """
+    _require_fit(maps, size, locations)
+    found = []
+    for each in maps:
+        # in half precision the places of a map with more than 256 columns would not be exact
+        each = at_least_float32(each)
+        spots = locations.to(each.dtype)
+        longest = torch.tensor(each.shape[-2:], dtype=each.dtype, device=each.device)
+        image = torch.tensor(size, dtype=each.dtype, device=each.device)
+        # grid_sample wants -1..1 from the first to the last; of one row both are at -1
+        place = (spots * (longest / image)).minimum(longest - 1).clamp(min=0)
+        grid = 2 * place / (longest - 1).clamp(min=1) - 1
+        read = F.grid_sample(
+            each, grid.flip(-1)[:, None], "bilinear", padding_mode="border", align_corners=True
+        )
+        found.append(read[:, :, 0])
+    return torch.cat(found, 1).transpose(1, 2)
+
+
+class ColorizationNetwork(nn.Module):
+    """An encoder, and two linear layers that guess a pixel's colour from its hypercolumn.
+
+    Args:
+        encoder: All its maps are read; each has to be (B, channels, rows, columns).
+        outputs: Logits per location.
+        width: Units of the hidden layer.
+        dropout: Of these, in [0, 1).
+        init_std: Standard deviation that the hidden layer's weights start with, and its biases
+            with 0; 1e-4 in the code of Larsson et al. None takes PyTorch's own.
+
+    Raises:
+        SetupError: Settings out of range.
+
+    Example:
+        >>> network = ColorizationNetwork(TimmEncoder("resnet18"), outputs=64, width=16).eval()
+        >>> network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 5, 2)).shape
+        torch.Size([2, 5, 64])
+    """
+
+    def __init__(
+        self,
+        encoder: TimmEncoder,
+        outputs: int,
+        width: int = 1024,
+        dropout: float = 0.5,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("outputs", outputs), ("width", width)):
+            if value < 1:
+                raise SetupError(f"{name} must be at least 1, not {value} (option: --model.{name})")
+        if not 0 <= dropout < 1:
+            raise SetupError(f"dropout must be in [0, 1), not {dropout} (option: --model.dropout)")
+        if init_std is not None and not 0 < init_std < float("inf"):
+            raise SetupError(
+                f"init_std must be above 0 and finite, not {init_std} (option: --model.init_std)"
+            )
+        self.encoder = encoder
+        hidden = nn.Linear(sum(encoder.channels), width)
+        if init_std is not None:
+            nn.init.normal_(hidden.weight, std=init_std)
+            nn.init.zeros_(hidden.bias)
+        self.head = nn.Sequential(hidden, nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, outputs))
+
+    def forward(self, image: Tensor, locations: Tensor) -> Tensor:
+        """Return (B, K, outputs) logits.
+
+        Args:
+            image: (B, 3, H, W), normalised.
+            locations: (B, K, 2) rows and columns in pixels, integers or floats.
+
+        Raises:
+            ValueError: Locations that do not fit.
+        """
+        height, width = image.shape[-2:]
+        columns = read_at(self.encoder(image), (height, width), locations)
+        logits: Tensor = self.head(columns)
+        return logits
+
+    def head_penalty(self) -> Tensor:
+        """Return the sum of squares of the head's two weight matrices, without the biases."""
+        matrices = [layer.weight for layer in self.head if isinstance(layer, nn.Linear)]
+        return torch.stack([each.square().sum() for each in matrices]).sum()
+
+
+def _require_fit(maps: Sequence[Tensor], size: tuple[int, int], locations: Tensor) -> None:
+    if not maps:
+        raise ValueError("there is no map to read")
+    if min(size) < 1:
+        raise ValueError(f"an image of {size[0]}x{size[1]} pixels has none to read at")
+    batch = locations.shape[0] if locations.ndim == 3 and locations.shape[2] == 2 else None
+    for each in maps:
+        if each.ndim != 4 or each.shape[0] != batch:
+            raise ValueError(
+                f"a map of {tuple(each.shape)} and locations {tuple(locations.shape)} do not fit: "
+                "expected (B, C, H, W) and (B, K, 2)"
+            )
