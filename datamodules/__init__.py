@@ -8,8 +8,11 @@ from datamodules.cityscapes import CityscapesDataModule
 from datamodules.coco_stuff import COCOStuffDataModule
 from datamodules.errors import DataError
 from datamodules.folder import FolderDataModule
+from datamodules.patch_data import PatchDataModule
+from datamodules.patches import PatchMixer
 from datamodules.shards import UnlabeledShards
 from datamodules.synthetic_scenes import SyntheticScenesDataModule
+from datamodules.unlabeled import UnlabeledDataModule
 from datamodules.voc import VOCDataModule
 from datamodules.weizmann_horse import WeizmannHorseDataModule
 
@@ -20,8 +23,11 @@ __all__ = [
     "CityscapesDataModule",
     "DataError",
     "FolderDataModule",
+    "PatchDataModule",
+    "PatchMixer",
     "SegmentationDataModule",
     "SyntheticScenesDataModule",
+    "UnlabeledDataModule",
     "UnlabeledShards",
     "VOCDataModule",
     "WeizmannHorseDataModule",

@@ -34,6 +34,8 @@ from datamodules.loading import (
     own_generator,
     share_workers,
 )
+from datamodules.patch_dataset import PatchDataset, collate_patches
+from datamodules.patches import PatchMixer
 from datamodules.presence import class_pixels
 from datamodules.sampling import ClassSampler, KeySampler
 from datamodules.shards import UnlabeledShards
@@ -93,6 +95,8 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             one, to watch pseudo-labels with, not to train on.
         cache: Folder for decoded images, of which a crop reads its own part only. Much faster for
             large images; takes 4 bytes a pixel.
+        patches: Training, validation and test batches hold labelled patches of the images instead
+            of the images: `image` (N, 3, o, o) and `label` (N,), for Mix-and-Match.
         on_bad_sample: `raise` stops training at an image or mask that cannot be used; `skip` takes
             another, warns, and counts in the batch's `skipped`, which is logged as `data/skipped`.
 
@@ -101,6 +105,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         default_crop_size: Of this kind of data; no default of an argument, because those would
             follow when a configuration changes the class.
         default_scale: Likewise.
+        may_be_empty: The names of sources that need no images.
         skip_unpaired: Whether `source` leaves out images without masks and masks without images.
         trains_on_val: Whether validation images are trained on because somebody asked for it.
     """
@@ -108,6 +113,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
     ignore_index = VOID
     default_crop_size: int | tuple[int, int] = 512
     default_scale: tuple[float, float] = (0.5, 2.0)
+    may_be_empty: tuple[str, ...] = (UNLABELED,)
     skip_unpaired = False
     trains_on_val = False
 
@@ -136,6 +142,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         strong_augmentation: str | list[Step] | None = None,
         unlabeled_masks: bool = False,
         cache: str | None = None,
+        patches: PatchMixer | None = None,
         on_bad_sample: OnBadSample = "raise",
     ) -> None:
         super().__init__()
@@ -173,6 +180,12 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             }
             if given := [f"--data.{name}" for name, value in idle.items() if value is not None]:
                 rank_zero_warn(f"{', '.join(given)}: nothing without --data.unlabeled_batch_size")
+        if patches is not None and (unlabeled_batch_size or labeled_real_batch_size):
+            raise DataError(
+                "--data.patches cuts labelled images alone: not with --data.unlabeled_batch_size "
+                "or --data.labeled_real_batch_size"
+            )
+        self.patches = patches
         self.labeled = labeled
         self.split_seed = _at_least("split_seed", split_seed, 0)
         self.stratified = stratified
@@ -248,6 +261,8 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Find the examples that a stage needs, and stop here if they cannot be used."""
+        if self.patches is not None:
+            self._require_fit(self.patches, stage)
         if stage == "fit" and "train" not in self._sources:
             self._setup_training()
         needed: dict[str, Split] = {"fit": "val", "validate": "val", "test": "test"}
@@ -257,8 +272,21 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         if stage == "predict" and "predict" not in self._sources:
             self._sources["predict"] = self.predict_source()
         for name, source in self._sources.items():
-            if len(source) == 0 and name != UNLABELED:
+            if len(source) == 0 and name not in self.may_be_empty:
                 raise DataError(f"split {name!r} of {type(self).__name__} has no images")
+
+    def _require_fit(self, patches: PatchMixer, stage: str) -> None:
+        background = patches.background_index
+        if background is not None and background >= self.num_classes:
+            raise DataError(
+                f"background_index {background}, but there are {self.num_classes} classes (option: "
+                "--data.patches.background_index null, for data without a background)"
+            )
+        if stage == "predict":
+            raise DataError(
+                "patches are for training an encoder, images are predicted (option: "
+                "--data.patches null)"
+            )
 
     def _setup_training(self) -> None:
         whole = self._found("train")
@@ -362,11 +390,14 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         self._save_split()
         self._class_samplers = []
         stream: Stream
-        if len(sizes) == 1:
+        if sizes.keys() == {LABELED}:
             iterations = self.iterations_per_epoch
             if iterations is None and self._per_rank("train") < self.batch_size:
                 iterations = 1  # a small set repeats
             stream = self._stream(LABELED, self.batch_size, iterations, self.num_workers)
+        elif sizes.keys() == {UNLABELED}:
+            iterations, size = self._iterations(sizes), self.unlabeled_batch_size
+            stream = self._stream(UNLABELED, size, iterations, self.num_workers)
         else:
             iterations = self._iterations(sizes)
             shares = share_workers(self.num_workers, sizes)
@@ -398,7 +429,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
                 **self._options(workers, batch_size),
             )
         source = self._sources[UNLABELED if unlabeled else "train"]
-        dataset = SegmentationDataset(source, augmentation, strong, self.on_bad_sample)
+        dataset = self._dataset(source, self.on_bad_sample, augmentation, strong)
         options: dict[str, Any] = {
             **self._ranks(),
             "length": None if iterations is None else iterations * batch_size,
@@ -428,7 +459,8 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             if self.shards.size is None:
                 raise DataError(
                     "how long is an epoch? Shards do not tell how many images they hold: give "
-                    "--data.iterations_per_epoch, the `size` of the shards, or --data.epoch labeled"
+                    "--data.iterations_per_epoch, the `size` of the shards, or, beside labelled "
+                    "images, --data.epoch labeled"
                 )
             per_rank = math.ceil(self.shards.size / self._ranks()["num_replicas"])
         else:
@@ -454,9 +486,9 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         for sampler in self._class_samplers:
             sampler.weigh(weights)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Whole validation images in order."""
-        return self._ordered("val")
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Whole validation images in order; none where there are no images."""
+        return self._ordered("val") if len(self._sources["val"]) > 0 else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole test images in order."""
@@ -472,12 +504,22 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
         if name == "predict" and batch_size > 1 and isinstance(source, FileSource):
             sizes = {image_size(path) for path in source.images.values()}
             batch_size = batch_size if len(sizes) == 1 else 1
-        on_bad_sample = "raise" if name == "predict" else self.on_bad_sample
-        dataset = SegmentationDataset(source, on_bad_sample=on_bad_sample)
+        on_bad_sample: OnBadSample = "raise" if name == "predict" else self.on_bad_sample
+        dataset = self._dataset(source, on_bad_sample)
         sampler = KeySampler(dataset, self.seed, shuffle=False, **self._ranks())
         loader = DataLoader(dataset, sampler=sampler, **self._options(self.num_workers, batch_size))
         self._open.append(partial(end_workers, loader))
         return loader
+
+    def _dataset(
+        self,
+        source: Source,
+        on_bad_sample: OnBadSample,
+        augmentation: Augmentation | None = None,
+        strong: StrongView | None = None,
+    ) -> SegmentationDataset | PatchDataset:
+        dataset = SegmentationDataset(source, augmentation, strong, on_bad_sample)
+        return dataset if self.patches is None else PatchDataset(dataset, self.patches, self.seed)
 
     def _options(self, workers: int, batch_size: int) -> dict[str, Any]:
         return {
@@ -485,7 +527,7 @@ class SegmentationDataModule(L.LightningDataModule, ABC):
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "collate_fn": collate,
+            "collate_fn": collate if self.patches is None else collate_patches,
             "worker_init_fn": one_thread,
             "generator": own_generator(self.seed),
         }

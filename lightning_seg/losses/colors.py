@@ -325,7 +325,7 @@ def hue_chroma(rgb: Tensor) -> tuple[Tensor, Tensor]:
     sixth = (green - blue).where(high == red, sixth)
     hue = (sixth / (6 * chroma).where(chroma > 0, 1)).remainder(1)
     # the remainder of a tiny negative number is rounded to 1
-    return hue.where((hue < 1) & (chroma > 0), 0), chroma
+    return hue.where(hue < 1, 0), chroma
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:

@@ -46,9 +46,8 @@ def read_at(maps: Sequence[Tensor], size: tuple[int, int], locations: Tensor) ->
         spots = locations.to(each.dtype)
         longest = torch.tensor(each.shape[-2:], dtype=each.dtype, device=each.device)
         image = torch.tensor(size, dtype=each.dtype, device=each.device)
-        # grid_sample wants -1..1 from the first to the last; of one row both are at -1
-        place = (spots * (longest / image)).minimum(longest - 1).clamp(min=0)
-        grid = 2 * place / (longest - 1).clamp(min=1) - 1
+        # grid_sample wants -1..1 from the first to the last, and clamps; all of a single row is one
+        grid = 2 * (spots * (longest / image)) / (longest - 1).clamp(min=1) - 1
         read = F.grid_sample(
             each, grid.flip(-1)[:, None], "bilinear", padding_mode="border", align_corners=True
         )
