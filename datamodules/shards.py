@@ -181,15 +181,15 @@ class ShardStream:
     come again.
 
     Args:
-        dataset: Endless items.
+        items: Endless items.
         iterations: Batches of an epoch.
         loader_options: Of the DataLoader.
     """
 
     limit: Callable[[], float] = staticmethod(lambda: math.inf)
 
-    def __init__(self, dataset: _ShardImages, iterations: int, **loader_options: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, items: _ShardImages, iterations: int, **loader_options: Any) -> None:
+        self.items = items
         self.iterations = iterations
         self.loader_options = loader_options
         self.epoch = 0
@@ -209,9 +209,9 @@ class ShardStream:
         self._running = True
         if self._batches is None:  # endless: the workers live as long as the stream
             workers = max(1, self.loader_options["num_workers"])
-            self.dataset.places = {each: _Place(*at) for each, at in self._places.items()}
-            self.dataset.turn = self._total % workers
-            self._batches = iter(DataLoader(self.dataset, **self.loader_options))
+            self.items.places = {each: _Place(*at) for each, at in self._places.items()}
+            self.items.turn = self._total % workers
+            self._batches = iter(DataLoader(self.items, **self.loader_options))
         while self._seen < self.iterations:
             batch = next(self._batches)
             for consumer, shard, member in batch.pop("place").tolist():
@@ -223,7 +223,7 @@ class ShardStream:
     @property
     def _consumers(self) -> int:
         workers: int = self.loader_options["num_workers"]
-        return self.dataset.num_replicas * max(1, workers)
+        return self.items.num_replicas * max(1, workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, the batches handed out, and every worker's shard and member.
@@ -231,7 +231,7 @@ class ShardStream:
         Asked for on all processes, as Lightning does.
         """
         places = dict(self._places)
-        if self.dataset.num_replicas > 1 and dist.is_available() and dist.is_initialized():
+        if self.items.num_replicas > 1 and dist.is_available() and dist.is_initialized():
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, places)
             places = {consumer: at for each in gathered for consumer, at in each.items()}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from hashlib import sha256
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 from datamodules.augmentation import Step
 from datamodules.base import UNLABELED, SegmentationDataModule, Split
@@ -105,6 +109,11 @@ class UnlabeledDataModule(SegmentationDataModule):
         chosen = {name for name, place in places.items() if place < self.val_share * 2**32}
         first = min(names, key=places.__getitem__)
         return (chosen if len(chosen) < len(names) else chosen - {first}) or {first}
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Whole validation images in order; none where there are none."""
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+        return super().val_dataloader()
 
     def _setup_training(self) -> None:
         if self.shards is None:
