@@ -13,7 +13,7 @@ from PIL import Image
 import cli
 from datamodules import DataError
 from lightning_seg import CrossEntropyModule, SetupError
-from lightning_seg.networks import LRASPP
+from lightning_seg.networks import LRASPP, TimmEncoder
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -35,7 +35,10 @@ SMALL = [
 ]
 LRASPP_NAMED = "--model.network=lightning_seg.networks.LRASPP"
 TINY = ["--model.network=tiny.TinyNet", "--model.lr=0.01"]
-METHODS = sorted(path.stem for path in (ROOT / "configs/method").glob("*.yaml"))
+FOR_ENCODERS = ["colorization", "jigsaw", "mix_match"]
+METHODS = sorted(
+    path.stem for path in (ROOT / "configs/method").glob("*.yaml") if path.stem not in FOR_ENCODERS
+)
 SMALL_ENCODER = {
     "deeplab_v2": "resnet18",
     "deeplab_v3": "resnet18",
@@ -119,6 +122,41 @@ def test_every_method_runs_every_verb(
     for verb in ("validate", "test", "predict"):
         cli.main([verb, *words, f"--ckpt_path={checkpoint}"])
     assert len(list((tmp_path / "predictions/masks").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("method", FOR_ENCODERS)
+def test_what_trains_an_encoder_hands_it_over(
+    method: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encoder = ["--model.encoder.name=test_resnet", "--model.lr=0.01"]
+    words = ["-c", f"{ROOT}/configs/method/{method}.yaml", *small, *encoder]
+    if method == "jigsaw":
+        words.append("--model.permutations=10")
+    run = cli.main(["fit", *words, "-c", f"{ROOT}/configs/trainer/cpu.yaml", *small])
+    assert run.trainer.global_step == 2
+    assert run.trainer.checkpoint_callback.monitor == "val/loss"  # the piece's is val/miou
+    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    assert len(list((tmp_path / "pictures").glob("*_0000002.png"))) == 1
+    loaded = type(run.model).load_from_checkpoint(
+        checkpoint, encoder=TimmEncoder("test_resnet"), weights_only=True
+    )
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    for verb in ("validate", "test"):
+        scores = cli.main([verb, *words, f"--ckpt_path={checkpoint}"]).trainer.callback_metrics
+        assert scores[f"{verb[:3].replace('tes', 'test')}/loss"] > 0
+    wrong = DataError if method == "mix_match" else SetupError
+    with pytest.raises(wrong, match="predict"):
+        cli.main(["predict", *words, f"--ckpt_path={checkpoint}"])
+    file = tmp_path / "encoder.pt"
+    network = [LRASPP_NAMED, "--model.network.encoder=test_resnet"]
+    tuned = cli.main(["fit", *small, *network, f"--model.network.weights={file}", "--model.lr=0"])
+    assert tuned.model.input_mode == ("gray" if method == "colorization" else "rgb")
+    ours, theirs = run.model.encoder.state_dict(), tuned.model.network.encoder.state_dict()
+    for name, value in ours.items():
+        if "running_" not in name and "num_batches" not in name:
+            assert torch.equal(theirs[name], value), name
 
 
 def test_no_setting_of_the_defaults_follows_to_other_classes(

@@ -82,7 +82,7 @@ class MethodModule(L.LightningModule, ABC):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             self.save_hyperparameters()
-        keep_what_a_checkpoint_needs(self._hparams)
+        keep_what_a_checkpoint_needs(self._hparams, type(self))
         self._hparams_initial = dict(self._hparams)
 
         self.network = network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -70,17 +71,27 @@ def require_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor
     )
 
 
-def keep_what_a_checkpoint_needs(arguments: MutableMapping[str, Any]) -> None:
+def keep_what_a_checkpoint_needs(arguments: MutableMapping[str, Any], module: type) -> None:
     """Reduce a module's arguments to what rebuilds it safely from its checkpoint.
 
     Networks and functions go, because a checkpoint could not be read back with
-    `weights_only=True`. So do weight files and downloads: a checkpoint brings the weights itself.
+    `weights_only=True`. So do weight files and downloads: a checkpoint brings the weights itself;
+    and what the command links to every module, where this one does not take it.
 
     Args:
         arguments: Names and values; those of the parts in `PARTS` under `<part>.init_args`.
+        module: The module's class.
     """
-    for name in [name for name, value in arguments.items() if not _is_plain(value)]:
-        del arguments[name]
+    taken = {
+        name
+        for each in module.__mro__
+        if "__init__" in vars(each)
+        for name in signature(each.__init__).parameters  # type: ignore[misc]
+    }
+    for name, value in list(arguments.items()):
+        private = name.startswith("_")  # Lightning's own
+        if not _is_plain(value) or (name not in taken and not private):
+            del arguments[name]
     for part in PARTS:
         built = arguments.get(part)
         if built and "init_args" in built:
