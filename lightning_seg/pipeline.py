@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -114,6 +115,8 @@ def stages_of(words: list[str]) -> list[Stage]:
 
 def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
     """Run the stages that are not done, in order."""
+    # sys.argv stays as it is: processes of DDP are started with it
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     before: Stage | None = None
     for number, stage in enumerate(stages, start=1):
         words = list(stage.words)

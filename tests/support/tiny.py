@@ -79,3 +79,11 @@ class RecordBatches(L.Callback):
             # checkpoint callbacks run behind the others
             trainer.save_checkpoint(self.folder / "killed.ckpt")
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAt(L.Callback):
+    """Kills the process behind the step that the environment's KILL_AT names."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == int(os.environ.get("KILL_AT", "0")):
+            os.kill(os.getpid(), signal.SIGKILL)
