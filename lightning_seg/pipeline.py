@@ -58,13 +58,22 @@ def unless_pipeline(args: Any, fit: Callable[[list[str]], Any]) -> Any:
         fit: The command, called with the words of each stage.
 
     Raises:
-        SystemExit: With 0 when all stages are done, 2 where an option is wrong.
+        SystemExit: With 0 when all stages are done, or with `--print_config` their configurations
+            are printed, 2 where an option is wrong.
         SetupError: A stage that cannot be, or whose settings have changed since it began.
     """
     words = sys.argv[1:] if args is None else args
     if not isinstance(words, Sequence) or list(words[:1]) != ["pipeline"]:
         return args
-    run(stages_of(list(words[1:])), fit)
+    # sys.argv stays as it is: processes of DDP are started with it
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    printed, behind = _without(list(words[1:]), "--print_config")
+    stages = stages_of(behind)
+    for number, stage in enumerate(stages if printed else (), start=1):
+        print(f"# stage {number}: {stage.name}", flush=True)
+        _returning(fit, ["fit", *stage.words, *printed[:1]])
+    if not printed:
+        run(stages, fit)
     sys.exit(0)
 
 
@@ -115,8 +124,6 @@ def stages_of(words: list[str]) -> list[Stage]:
 
 def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
     """Run the stages that are not done, in order."""
-    # sys.argv stays as it is: processes of DDP are started with it
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     before: Stage | None = None
     for number, stage in enumerate(stages, start=1):
         words = list(stage.words)
@@ -148,6 +155,21 @@ def last_checkpoint(folder: Path) -> Path | None:
     # a checkpoint is a zip archive, whose directory is written last
     complete = [path for path in found if zipfile.is_zipfile(path)]
     return max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _without(words: list[str], option: str) -> tuple[list[str], list[str]]:
+    """Return the words that are an option without value, and the others."""
+    found = [word for word in words if word.partition("=")[0] == option]
+    return found, [word for word in words if word not in found]
+
+
+def _returning(fit: Callable[[list[str]], Any], words: list[str]) -> None:
+    """Call what exits when it is done; pass on an exit in error."""
+    try:
+        fit(words)
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
 
 
 def _split(words: Sequence[str]) -> list[list[str]]:

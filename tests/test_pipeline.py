@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -201,3 +202,25 @@ def test_other_commands_are_left_alone(files):
     with pytest.raises(SystemExit) as stopped:
         unless_pipeline(["pipeline", *WORDS], Fit())
     assert stopped.value.code == 0
+
+
+def test_configurations_are_printed_and_nothing_is_begun(files, capsys):
+    calls = []
+
+    def fit(words):
+        calls.append(words)
+        raise SystemExit(0)
+
+    with pytest.raises(SystemExit) as stopped:
+        unless_pipeline(["pipeline", *WORDS, "--stage", "3", "--print_config"], fit)
+    assert stopped.value.code == 0
+    assert [words[-1] for words in calls] == ["--print_config"] * 3
+    assert capsys.readouterr().out.splitlines() == [
+        "# stage 1: 1_a",
+        "# stage 2: 2_b",
+        "# stage 3: 3_c",
+    ]
+    assert not Path("out").exists()
+    with pytest.raises(SystemExit) as stopped:
+        unless_pipeline(["pipeline", *WORDS, "--print_config"], lambda words: sys.exit(2))
+    assert stopped.value.code == 2

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from datamodules import SyntheticScenesDataModule
-from lightning_seg.losses import boundary_pixels, loss_max_pooling_weights
+from datamodules import PatchMixer, SyntheticScenesDataModule
+from lightning_seg.losses import boundary_pixels, class_graph_triplets, loss_max_pooling_weights
 from lightning_seg.pictures import color_table
 
 HERE = Path(__file__).resolve().parent
@@ -210,8 +210,64 @@ def adversarial_semi_supervision() -> Figure:
     return drawn.figure
 
 
+def mix_and_match() -> Figure:
+    """The patches of a scene, and the edges of a class-wise connected graph over those of two."""
+    data = SyntheticScenesDataModule(image_size=(160, 200), num_workers=0)
+    mixer = PatchMixer(10, (24, 64), 48, background_index=None)
+    colors = color_table(data.num_classes, data.palette) / 255
+    scenes = [data.source("test")[number] for number in (3, 5)]
+    rngs = [np.random.default_rng(number) for number in (0, 1)]
+    squares = mixer.draw(scenes[0].mask, np.random.default_rng(0))
+    cut = [mixer(scene.image, scene.mask, rng) for scene, rng in zip(scenes, rngs, strict=True)]
+    images = np.concatenate([each.images for each in cut])
+    labels = np.concatenate([each.labels for each in cut])
+    figure = Figure(figsize=(10, 4.8), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(scenes[0].image)
+    for row, column, side in squares:
+        color = colors[scenes[0].mask[row, column]]
+        corner = (column - side / 2, row - side / 2)
+        left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="w", linewidth=3.5))
+        left.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=color, linewidth=2))
+        left.plot(column, row, "o", ms=4, mfc=color, mec="w")
+    left.set(
+        title="mix: a patch has the class of its centre", xlim=(-0.5, 199.5), ylim=(159.5, -0.5)
+    )
+    left.set_xticks([])
+    left.set_yticks([])
+
+    triplets = class_graph_triplets(torch.from_numpy(labels), torch.Generator().manual_seed(4))
+    order = np.argsort(labels, kind="stable")
+    angles = np.linspace(0, 2 * np.pi, len(labels), endpoint=False)
+    places = np.empty((len(labels), 2))
+    places[order] = np.stack([1.5 * np.cos(angles), np.sin(angles)], 1)
+    chosen = int(order[2])
+    for (anchor, positive, negative), valid in zip(*triplets, strict=True):
+        if valid:
+            ends = places[[anchor, positive]].T
+            right.plot(*ends, color=colors[labels[anchor]], linewidth=3, zorder=1)
+        if valid and anchor == chosen:
+            right.plot(*places[[anchor, negative]].T, "k:", linewidth=1.5, zorder=1)
+    for place, label, image in zip(places, labels, images, strict=True):
+        x, y = place
+        right.imshow(image, extent=(x - 0.11, x + 0.11, y - 0.11, y + 0.11), zorder=2)
+        frame = (x - 0.11, y - 0.11)
+        right.add_patch(
+            Rectangle(frame, 0.22, 0.22, fill=False, edgecolor=colors[label], lw=2.5, zorder=3)
+        )
+    right.set(
+        title="match: classes hang together; dotted, one negative",
+        xlim=(-1.75, 1.75),
+        ylim=(-1.2, 1.2),
+        aspect="equal",
+    )
+    right.axis("off")
+    return figure
+
+
 if __name__ == "__main__":
     pooling_weights().savefig(HERE / "lmp.png")
     probability_gradients().savefig(HERE / "cpg.png")
     structure_matching().savefig(HERE / "asml.png")
     adversarial_semi_supervision().savefig(HERE / "semi_adv.png")
+    mix_and_match().savefig(HERE / "mix_match.png")
