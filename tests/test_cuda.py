@@ -9,6 +9,7 @@ import cli
 from lightning_seg.losses import cross_entropy, loss_max_pooling, probability_gradient_loss
 from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 
+ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -103,3 +104,18 @@ def test_two_players_train_without_waiting_for_the_device(
     run = cli.main(["fit", *words])
     assert run.trainer.global_step == 6
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("method", ["colorization", "jigsaw", "mix_match"])
+def test_encoders_are_trained_without_waiting(method: str, precision: str, tmp_path: Path) -> None:
+    words = ["-c", str(ROOT / f"configs/method/{method}.yaml"), "--model.encoder.name=resnet18"]
+    words += ["--data.image_size=[96,96]", "--data.crop_size=96", "--data.batch_size=4"]
+    words += ["--data.train_size=24", "--data.val_size=4", "--trainer.max_epochs=1"]
+    words += ["--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.logger=false"]
+    words += [f"--trainer.precision={precision}", f"--trainer.default_root_dir={tmp_path}"]
+    words += ["--trainer.callbacks=tiny.NoWaiting", "--trainer.log_every_n_steps=100"]
+    run = cli.main(["fit", *words])
+    assert run.trainer.global_step == 6
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+    assert (tmp_path / "encoder.pt").is_file()

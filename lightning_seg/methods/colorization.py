@@ -107,13 +107,14 @@ class ColorizationModule(ImagePretrainingModule):
             generator: Of the CPU; None takes the global one of the image's device.
         """
         device = image.device if generator is None else generator.device
-        drawn = torch.rand(len(image), self.locations, 2, generator=generator, device=device).to(
-            image.device
-        )
-        size = torch.tensor(image.shape[-2:], device=image.device)
-        border = (size // 4).clamp(max=self.border)
-        # drawn < 1, but rounding may take the product up to the length
-        return (border + (drawn * (size - 2 * border)).long()).minimum(size - border - 1)
+        drawn = torch.rand(len(image), self.locations, 2, generator=generator, device=device)
+        places = []
+        for axis, side in enumerate(image.shape[-2:]):
+            border = min(self.border, side // 4)
+            place = border + (drawn[..., axis] * (side - 2 * border)).long()
+            # drawn < 1, but rounding may take the product up to the length
+            places.append(place.clamp(max=side - border - 1))
+        return torch.stack(places, dim=-1).to(image.device)
 
     def color_loss(
         self, image: Tensor, locations: Tensor, valid: Tensor | None = None

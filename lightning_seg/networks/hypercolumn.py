@@ -44,12 +44,18 @@ def read_at(maps: Sequence[Tensor], size: tuple[int, int], locations: Tensor) ->
         # in half precision the places of a map with more than 256 columns would not be exact
         each = at_least_float32(each)
         spots = locations.to(each.dtype)
-        longest = torch.tensor(each.shape[-2:], dtype=each.dtype, device=each.device)
-        image = torch.tensor(size, dtype=each.dtype, device=each.device)
-        # grid_sample wants -1..1 from the first to the last, and clamps; all of a single row is one
-        grid = 2 * (spots * (longest / image)) / (longest - 1).clamp(min=1) - 1
+        grid = []
+        for axis in (1, 0):  # grid_sample wants columns first
+            longest = each.shape[axis - 2]
+            place = spots[..., axis] * (longest / size[axis])
+            # and -1..1 from the first to the last, clamped; all of a single one is one
+            grid.append(2 * place / max(longest - 1, 1) - 1)
         read = F.grid_sample(
-            each, grid.flip(-1)[:, None], "bilinear", padding_mode="border", align_corners=True
+            each,
+            torch.stack(grid, -1)[:, None],
+            "bilinear",
+            padding_mode="border",
+            align_corners=True,
         )
         found.append(read[:, :, 0])
     return torch.cat(found, 1).transpose(1, 2)
