@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import lightning as L
 import pytest
 import torch
-from small_runs import scenes
+from small_runs import quiet_trainer, scenes
 from tiny import TinyNet
 
 from lightning_seg import CrossEntropyModule, SetupError
@@ -20,17 +19,7 @@ network = partial(FCN, encoder="test_resnet", output_stride=32)
 def trained(folder, path=None, **options) -> CrossEntropyModule:
     torch.manual_seed(0)
     ours = CrossEntropyModule(network, num_classes=8, lr=0.01, **options)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=[SaveEncoder(path)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_steps=1,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer(folder, callbacks=[SaveEncoder(path)], max_steps=1, limit_val_batches=0)
     trainer.fit(ours, scenes())
     return ours
 
@@ -81,15 +70,7 @@ def test_nothing_is_written_unless_asked(tmp_path):
 
 def test_a_network_without_such_an_encoder_is_refused(tmp_path):
     ours = CrossEntropyModule(TinyNet, num_classes=8)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        callbacks=[SaveEncoder("e.pt")],
-        logger=False,
-        max_steps=1,
-        default_root_dir=tmp_path,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-    )
+    trainer = quiet_trainer(tmp_path, callbacks=[SaveEncoder("e.pt")], max_steps=1)
     with pytest.raises(SetupError, match="CrossEntropyModule has no TimmEncoder"):
         trainer.fit(ours, scenes())
 

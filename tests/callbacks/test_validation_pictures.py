@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import lightning as L
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from small_runs import scenes, tiny
+from small_runs import quiet_trainer, scenes, tiny
 
 from lightning_seg import CrossEntropyModule, SetupError
 from lightning_seg.callbacks import ValidationPictures
@@ -20,21 +19,10 @@ class Drawing(CrossEntropyModule):
         return {"step": np.full((4, 6, 3), self.global_step, np.uint8)}
 
 
-def run(folder, callback, logger, steps=4):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=[callback],
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=steps,
-        limit_train_batches=1,
-        limit_val_batches=1,
-        log_every_n_steps=1,
-    )
-    trainer.fit(tiny(Drawing), scenes())
+def run(folder, callback, logger, steps=4, kind=Drawing):
+    short = {"limit_train_batches": 1, "limit_val_batches": 1}
+    trainer = quiet_trainer(folder, callbacks=[callback], logger=logger, max_epochs=steps, **short)
+    trainer.fit(tiny(kind), scenes())
 
 
 @pytest.mark.parametrize(
@@ -61,20 +49,7 @@ def test_tensorboard_gets_them(tmp_path):
 
 
 def test_a_module_without_pictures_is_left_alone(tmp_path):
-    callback = ValidationPictures()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-        limit_train_batches=1,
-        limit_val_batches=1,
-    )
-    trainer.fit(tiny(CrossEntropyModule), scenes())
+    run(tmp_path, ValidationPictures(), False, 1, CrossEntropyModule)
     assert list(tmp_path.iterdir()) == []
 
 

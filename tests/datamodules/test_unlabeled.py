@@ -6,11 +6,11 @@ import io
 import tarfile
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import quiet_trainer
 
 from datamodules import DataError, UnlabeledDataModule, UnlabeledShards
 from lightning_seg import ColorizationModule, CrossEntropyModule, SetupError
@@ -127,15 +127,7 @@ def test_an_encoder_is_trained(tmp_path, kind):
     else:
         data = module(str(write(tmp_path / "a", 12)))
     ours = ColorizationModule(TimmEncoder("test_resnet"), locations=8, border=2, width=8)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        max_epochs=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(ours, data)
     assert trainer.global_step == len(data.train_dataloader())
     assert ("val/loss" in trainer.callback_metrics) == (kind == "folder")

@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from small_runs import Kept
+from small_runs import Kept, quiet_trainer
 from torch.utils.data import DataLoader
 
 from datamodules.patches import PatchMixer
@@ -53,17 +53,11 @@ class Before(L.Callback):
 
 def fit(ours, folder, batches, val=None, **options):
     kept, before = Kept(), Before()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
+    trainer = quiet_trainer(
+        folder,
         logger=kept,
         callbacks=[before],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
         max_epochs=1,
-        num_sanity_val_steps=0,
         limit_val_batches=1.0 if val else 0,
         **options,
     )
@@ -318,6 +312,6 @@ def test_impossible_settings_are_told(options, message):
 
 
 def test_prediction_is_refused(tmp_path):
-    trainer = L.Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    trainer = quiet_trainer(tmp_path)
     with pytest.raises(SetupError, match="trains an encoder, which predicts no labels"):
         trainer.predict(module(), DataLoader([patches([0])], batch_size=None))

@@ -16,10 +16,10 @@ from two_processes import run_two
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 sys.path.insert(0, os.environ["TESTS"])
+from small_runs import quiet_trainer
 from tiny import DumpWeights
 from lightning_seg import MixMatchModule
 from lightning_seg.networks import TimmEncoder
@@ -36,12 +36,9 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 ours = MixMatchModule(TimmEncoder("test_resnet"), num_classes=8, graph_scope=scope,
                       freeze_batch_norm="all", optimizer=torch.optim.SGD, lr=0.1)
-trainer = L.Trainer(
-    accelerator="cpu", devices=processes, strategy="ddp" if processes == 2 else "auto",
-    default_root_dir=folder, logger=False, enable_checkpointing=False, max_epochs=1,
-    enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    num_sanity_val_steps=0,
-    callbacks=[DumpWeights(f"{folder}/{scope}{processes}")],
+trainer = quiet_trainer(
+    folder, devices=processes, strategy="ddp" if processes == 2 else "auto", max_epochs=1,
+    use_distributed_sampler=False, callbacks=[DumpWeights(f"{folder}/{scope}{processes}")],
 )
 loader = DataLoader(mine, batch_size=None)
 trainer.fit(ours, loader, loader)

@@ -68,19 +68,25 @@ def scenes(**options) -> SyntheticScenesDataModule:
     return SyntheticScenesDataModule(**{**SMALL, "num_workers": 0, "seed": 0, **options})
 
 
+def quiet_trainer(folder: Path, **options) -> L.Trainer:
+    """A Trainer on the CPU that prints and keeps nothing."""
+    defaults = {
+        "accelerator": "cpu",
+        "default_root_dir": folder,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+    }
+    return L.Trainer(**{**defaults, **options})
+
+
 def fit(ours, folder: Path, data=None, change=None, **options) -> tuple[Batches, Kept]:
     seen, kept = Batches(change), Kept()
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    defaults = {"max_steps": 1, "log_every_n_steps": 1, "limit_val_batches": 0}
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=kept,
-        callbacks=[seen],
-        enable_checkpointing=False,
-        **{**quiet, **defaults, **options},
-    )
-    trainer.fit(ours, data or scenes())
+    options = {"max_steps": 1, "limit_val_batches": 0, "num_sanity_val_steps": 2, **options}
+    quiet_trainer(folder, logger=kept, callbacks=[seen], **options).fit(ours, data or scenes())
     return seen, kept
 
 
