@@ -35,6 +35,8 @@ _TYPE = re.compile(
 )
 _REFUSED = re.compile(r"(?:Option|option) '([\w.]+)' is not accepted|not accept option '([\w.]+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --trainer\.(\w+)()")
+# what jsonargparse 4 makes of a null that belongs to an object within an object
+_DEEP_NULL = re.compile(r"NestedArg\(key='([\w.]+)', val='None'\)")
 _CLASS = re.compile(r"class_path(?:=| )'([\w.]+)'")
 
 
@@ -83,6 +85,8 @@ def explain(message: str, words: Sequence[str]) -> str:
         line.strip(" -") for line in message.splitlines() if not _NOISE.match(line.strip(" -"))
     ]
     kept = [_TYPE.sub("", line) for line in lines] or [message]
+    if deep := _DEEP_NULL.search(message):
+        return f"{deep[1]} can be made null only in a configuration file, not on the command line"
     refused = _REFUSED.search(message) or _UNRECOGNIZED.search(message)
     if refused is None:
         return "\n  ".join(kept)

@@ -159,6 +159,23 @@ def test_what_trains_an_encoder_hands_it_over(
             assert torch.equal(theirs[name], value), name
 
 
+def test_a_null_too_deep_for_the_command_line_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    piece = tmp_path / "piece.yaml"
+    patches = {"class_path": "datamodules.PatchMixer", "init_args": {"background_index": None}}
+    piece.write_text(yaml.safe_dump({"data": {"init_args": {"patches": patches}}}))
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", str(piece), "--print_config"])
+    content = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["patches"]
+    assert content["init_args"]["background_index"] is None
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "--data.patches=PatchMixer", "--data.patches.background_index=null"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert "background_index can be made null only in a configuration file" in told
+
+
 def test_no_setting_of_the_defaults_follows_to_other_classes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
