@@ -145,6 +145,11 @@ def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
             words += ["--ckpt_path", str(checkpoint)]
         fit(["fit", *words])
         gc.collect()  # trainers and modules refer to each other
+        if not stage.encoder.is_file():
+            raise SetupError(
+                f"{stage.name} ended without writing {stage.encoder}: with --trainer.fast_dev_run "
+                "there is nothing to go on with"
+            )
         _write(stage.folder / DONE, "")
     _say(f"done: {stages[-1].folder}")
 

@@ -224,3 +224,9 @@ def test_configurations_are_printed_and_nothing_is_begun(files, capsys):
     with pytest.raises(SystemExit) as stopped:
         unless_pipeline(["pipeline", *WORDS, "--print_config"], lambda words: sys.exit(2))
     assert stopped.value.code == 2
+
+
+def test_a_stage_without_an_encoder_is_not_done(files):
+    with pytest.raises(SetupError, match=r"1_a ended without writing out/1_a/encoder\.pt"):
+        run(stages_of(WORDS), lambda words: None)
+    assert not Path("out/1_a/done").exists()
