@@ -91,24 +91,26 @@ class PatchMixer:
     ) -> None:
         if min(patches_per_image, out_size) < 1:
             raise DataError(
-                "--data.patches_per_image and --data.out_size must be at least 1, not "
-                f"{patches_per_image} and {out_size}"
+                "--data.patches.patches_per_image and --data.patches.out_size must be at least 1, "
+                f"not {patches_per_image} and {out_size}"
             )
         smallest, largest = patch_size
         if not 2 <= smallest <= largest or (smallest == largest and smallest % 2):
             raise DataError(
-                "--data.patch_size must be 2 <= smallest <= largest with an even number in "
+                "--data.patches.patch_size must be 2 <= smallest <= largest with an even number in "
                 f"between, not {[smallest, largest]}"
             )
         if background_index is not None and not 0 <= background_index < VOID:
             raise DataError(
-                f"--data.background_index must lie in [0, {VOID - 1}] or be null, not "
+                f"--data.patches.background_index must lie in [0, {VOID - 1}] or be null, not "
                 f"{background_index}"
             )
         if not 0 <= background_share < 1:
-            raise DataError(f"--data.background_share must lie in [0, 1), not {background_share}")
+            raise DataError(
+                f"--data.patches.background_share must lie in [0, 1), not {background_share}"
+            )
         if not 0 <= max_overlap <= 1:
-            raise DataError(f"--data.max_overlap must lie in [0, 1], not {max_overlap}")
+            raise DataError(f"--data.patches.max_overlap must lie in [0, 1], not {max_overlap}")
         self.patches_per_image = patches_per_image
         self.halves = ((smallest + 1) // 2, largest // 2)
         self.out_size = out_size

@@ -14,6 +14,7 @@ import cli
 from datamodules import DataError
 from lightning_seg import CrossEntropyModule, SetupError
 from lightning_seg.networks import LRASPP, TimmEncoder
+from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -157,6 +158,35 @@ def test_what_trains_an_encoder_hands_it_over(
     for name, value in ours.items():
         if "running_" not in name and "num_batches" not in name:
             assert torch.equal(theirs[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.patches=PatchMixer", "--model.network=tiny.TinyNet"], "learns from `mask`"),
+        (
+            [
+                "--model=MixMatchModule",
+                "--model.encoder=TimmEncoder",
+                "--model.encoder.name=resnet18",
+            ],
+            "learns from `label`, and batches hold image, id, mask",
+        ),
+    ],
+)
+def test_data_of_the_wrong_kind_are_told(words: list[str], message: str, small: list[str]) -> None:
+    with pytest.raises(SetupError, match=message):
+        cli.main(["fit", *words, *small])
+
+
+def test_an_encoders_file_is_no_checkpoint(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "encoder.pt"
+    save_encoder(file, WeightFile({"a": torch.zeros(2)}))
+    monkeypatch.setattr(sys, "argv", ["cli.py", "fit", *small, *TINY, f"--ckpt_path={file}"])
+    with pytest.raises(SystemExit, match=r"is no checkpoint .* goes to --model.network.weights"):
+        cli.run()
 
 
 def test_a_null_too_deep_for_the_command_line_is_told(

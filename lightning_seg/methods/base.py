@@ -61,6 +61,8 @@ class MethodModule(L.LightningModule, ABC):
 
     image_mean: Tensor
     image_std: Tensor
+    needs: tuple[str, str] | None = None
+    """What of a batch it learns from beside images, and what to do where that is missing."""
 
     def __init__(
         self,
@@ -251,4 +253,26 @@ class MethodModule(L.LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on with the random state of the checkpoint, once."""
+        self._require_needs(batch)
         self._random_state.restore()
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look whether the data are of the right kind: in the check before training, too."""
+        self._require_needs(batch)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Look whether the data are of the right kind."""
+        self._require_needs(batch)
+
+    def _require_needs(self, batch: dict[str, Any]) -> None:
+        if self.needs is None:
+            return
+        key, advice = self.needs
+        part = batch.get("labeled", batch)
+        if key not in part:
+            raise SetupError(
+                f"{type(self).__name__} learns from `{key}`, and batches hold "
+                f"{', '.join(part)}: {advice}"
+            )

@@ -72,6 +72,8 @@ class MixMatchModule(PretrainingModule):
         SetupError: Settings out of range.
     """
 
+    needs = ("label", "it trains on labelled patches (option: --data.patches PatchMixer)")
+
     def __init__(
         self,
         encoder: TimmEncoder,

@@ -34,6 +34,7 @@ class SegmentationModule(MethodModule, ABC):
         SetupError: Settings that contradict each other, or data without classes.
     """
 
+    needs = ("mask", "it trains on whole images with masks (option: --data.patches null)")
     loss: nn.Module
     """The loss of pixels, (B, C, H, W) logits and (B, H, W) class ids -> scalar; a method's own."""
 

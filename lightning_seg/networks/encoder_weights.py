@@ -86,7 +86,8 @@ def read_weights(path: str | Path) -> WeightFile:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise SetupError(f"weight file {path} cannot be read: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetupError(f"weight file {path} cannot be read: {reason}") from error
     tensors = _nested_tensors(content)
     if not tensors:
         raise SetupError(f"weight file {path} holds no tensors")
