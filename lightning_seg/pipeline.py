@@ -115,6 +115,8 @@ def stages_of(words: list[str]) -> list[Stage]:
         folder = Path(given.out) / name
         words += ["--trainer.default_root_dir", str(folder)]
         words += ["--encoder_file.path", str(folder / ENCODER)]
+        if _names_logger(words):  # checkpoints lie below a logger's folder
+            words += ["--trainer.logger.save_dir", str(folder)]
         if given.encoder is not None:
             option = "--model.encoder.name" if trains_encoder else "--model.network.encoder"
             words += [option, given.encoder]
@@ -207,11 +209,27 @@ def _config_files(words: Sequence[str]) -> list[Path]:
     return files
 
 
+def _in_files(words: Sequence[str], part: str, key: str) -> list[Any]:
+    """Return what the configuration files say of a key within a part, but for null, in order."""
+    contents = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in _config_files(words)]
+    found = [((content or {}).get(part) or {}).get(key) for content in contents]
+    return [value for value in found if value is not None]
+
+
+def _names_logger(words: Sequence[str]) -> bool:
+    """Tell whether the configuration names a logger, and does not only ask for some or none."""
+    named = [*_in_files(words, "trainer", "logger"), *_values(words, "--trainer.logger")]
+    if named and isinstance(named[-1], list):
+        raise SetupError(
+            "a pipeline takes one logger, not a list: it puts each stage's files into the stage's "
+            "folder (option: --trainer.logger)"
+        )
+    return bool(named) and str(named[-1]).lower() not in ("true", "false", "null")
+
+
 def _trains_encoder(words: Sequence[str]) -> bool:
     """Tell from the configuration whether the model is one that trains an encoder alone."""
-    parts = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in _config_files(words)]
-    named = [((part or {}).get("model") or {}).get("class_path") for part in parts]
-    names = [name for name in [*named, *_values(words, "--model")] if name is not None]
+    names = [*_in_files(words, "model", "class_path"), *_values(words, "--model")]
     if not names:
         return False
     module, _, name = names[-1].rpartition(".")

@@ -230,3 +230,26 @@ def test_a_stage_without_an_encoder_is_not_done(files):
     with pytest.raises(SetupError, match=r"1_a ended without writing out/1_a/encoder\.pt"):
         run(stages_of(WORDS), lambda words: None)
     assert not Path("out/1_a/done").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "moved"),
+    [
+        ("", [], False),
+        ("trainer: {logger: {class_path: CSVLogger}}", [], True),
+        ("trainer: {logger: {class_path: CSVLogger}}", ["--trainer.logger=false"], False),
+        ("trainer: {logger: false}", [], False),
+        ("", ["--trainer.logger", "CSVLogger"], True),
+    ],
+)
+def test_a_loggers_files_and_so_the_checkpoints_go_to_the_stages_folder(files, text, words, moved):
+    Path("data.yaml").write_text(text)
+    for stage in stages_of([*WORDS, "-c", "data.yaml", *words]):
+        wanted = str(stage.folder) if moved else None
+        assert value(stage.words, "--trainer.logger.save_dir") == wanted
+
+
+def test_several_loggers_are_refused(files):
+    Path("data.yaml").write_text("trainer: {logger: [{class_path: CSVLogger}]}")
+    with pytest.raises(SetupError, match="takes one logger"):
+        stages_of([*WORDS, "-c", "data.yaml"])

@@ -54,7 +54,7 @@ class PretrainingModule(MethodModule, ABC):
 
     @abstractmethod
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Take note of a batch; `log_evaluation` tells the result."""
+        """Take note of a batch; `evaluation` tells the result."""
 
     @abstractmethod
     def evaluation(self) -> dict[str, Tensor]:
