@@ -62,7 +62,7 @@ class MethodModule(L.LightningModule, ABC):
     image_mean: Tensor
     image_std: Tensor
     needs: tuple[str, str] | None = None
-    """What of a batch it learns from beside images, and what to do where that is missing."""
+    """What batches of images hold that it learns from, and what to do where that is missing."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class MethodModule(L.LightningModule, ABC):
             return
         key, advice = self.needs
         part = batch.get("labeled", batch)
-        if key not in part:
+        if "image" in part and key not in part:
             raise SetupError(
                 f"{type(self).__name__} learns from `{key}`, and batches hold "
                 f"{', '.join(part)}: {advice}"
