@@ -133,6 +133,19 @@ def test_a_solved_puzzle_is_shown_as_such(tmp_path):
     assert picture.shape == (24 + 326, 3 * 326 + 6, 3)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "vgg16_bn", "mobilenetv3_large_100", "tf_efficientnet_lite0", "convnext_tiny"],
+)
+def test_every_weight_of_every_encoder_learns(name):
+    ours = module(name, tile_size=64)
+    logits = ours(torch.rand(2, 4, 3, 64, 64))
+    assert logits.shape == (2, 8)
+    F.cross_entropy(logits, torch.tensor([3, 5])).backward()
+    without = [name for name, weight in ours.named_parameters() if weight.grad is None]
+    assert without == []  # else plain DDP would stop
+
+
 def test_the_permutations_come_back_with_a_checkpoint(tmp_path):
     ours, other = module(permutation_seed=0), module(permutation_seed=1)
     assert not torch.equal(ours.permutations, other.permutations)
