@@ -6,9 +6,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from datamodules import DataError, SegmentationDataModule, scan
 from lightning_seg import MethodModule, callbacks
-from lightning_seg.check import unless_check
-from lightning_seg.command import ReadableParser, forget_pretraining, told_plainly
-from lightning_seg.pipeline import unless_pipeline
+from lightning_seg.commands.check import unless_check
+from lightning_seg.commands.messages import ReadableParser, forget_pretraining, told_plainly
+from lightning_seg.commands.pipeline import unless_pipeline
 
 
 class SegmentationCLI(LightningCLI):

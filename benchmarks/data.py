@@ -28,12 +28,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.augmentation import Augmentation
-from datamodules.cache import DecodedCache
-from datamodules.dataset import SegmentationDataset
-from datamodules.labels import MaskDecoder
-from datamodules.sampling import SampleKey
-from datamodules.sources import FileSource
+from datamodules.augmenting.steps import Augmentation
+from datamodules.loading.dataset import SegmentationDataset
+from datamodules.reading.cache import DecodedCache
+from datamodules.reading.mask_decoder import MaskDecoder
+from datamodules.reading.sources import FileSource
+from datamodules.selection.samplers import SampleKey
 from datamodules.synthetic_scenes import PALETTE, draw_scene
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

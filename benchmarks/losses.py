@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from datamodules import CamVidDataModule, SyntheticScenesDataModule
-from datamodules.augmentation import Augmentation
+from datamodules.augmenting.steps import Augmentation
 from lightning_seg.losses import loss_max_pooling, probability_gradient_loss
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"

@@ -28,8 +28,8 @@ from torch import nn
 
 from datamodules import CamVidDataModule
 from lightning_seg import CrossEntropyModule
-from lightning_seg.methods.optimization import PolyLR
 from lightning_seg.networks import LRASPP
+from lightning_seg.training.optimization import PolyLR
 
 ROOT = Path(__file__).resolve().parents[1] / ".." / "shared"
 LR, FACTOR, POWER, SEED = 3e-3, 0.1, 0.9, 0

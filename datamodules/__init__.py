@@ -1,16 +1,16 @@
 """Files on disk become batches: one LightningDataModule per kind of dataset."""
 
 from datamodules.ade20k import ADE20KDataModule
+from datamodules.augmenting.patches import PatchMixer
 from datamodules.base import SegmentationDataModule
 from datamodules.camvid import CamVidDataModule
-from datamodules.check import scan
 from datamodules.cityscapes import CityscapesDataModule
 from datamodules.coco_stuff import COCOStuffDataModule
 from datamodules.errors import DataError
 from datamodules.folder import FolderDataModule
+from datamodules.loading.shards import UnlabeledShards
 from datamodules.patch_data import PatchDataModule
-from datamodules.patches import PatchMixer
-from datamodules.shards import UnlabeledShards
+from datamodules.scan import scan
 from datamodules.synthetic_scenes import SyntheticScenesDataModule
 from datamodules.unlabeled import UnlabeledDataModule
 from datamodules.voc import VOCDataModule

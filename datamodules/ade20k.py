@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from datamodules.labels import MaskDecoder
 from datamodules.official import OfficialDataModule, Origin
-from datamodules.sources import FileSource
+from datamodules.reading.mask_decoder import MaskDecoder
+from datamodules.reading.sources import FileSource
 
 PALETTE = {
     "wall": [120, 120, 120],

@@ -18,13 +18,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from datamodules.augmentation import Augmentation, Step, StrongView
-from datamodules.cache import DecodedCache
-from datamodules.dataset import OnBadSample, SegmentationDataset, collate
+from datamodules.augmenting.patches import PatchMixer
+from datamodules.augmenting.steps import Augmentation, Step, StrongView
 from datamodules.errors import DataError, some
-from datamodules.files import find_images, image_size
-from datamodules.labels import VOID
-from datamodules.loading import (
+from datamodules.loading.dataset import OnBadSample, SegmentationDataset, collate
+from datamodules.loading.loaders import (
     GroupedLoader,
     ResumableLoader,
     Stream,
@@ -34,13 +32,15 @@ from datamodules.loading import (
     own_generator,
     share_workers,
 )
-from datamodules.patch_dataset import PatchDataset, collate_patches
-from datamodules.patches import PatchMixer
-from datamodules.presence import class_pixels
-from datamodules.sampling import ClassSampler, KeySampler
-from datamodules.shards import UnlabeledShards
-from datamodules.sources import FileSource, Joined, Relabeled, Source, Subset, files
-from datamodules.splits import LabelSplit, divide
+from datamodules.loading.patch_dataset import PatchDataset, collate_patches
+from datamodules.loading.shards import UnlabeledShards
+from datamodules.reading.cache import DecodedCache
+from datamodules.reading.files import find_images, image_size
+from datamodules.reading.mask_decoder import VOID
+from datamodules.reading.sources import FileSource, Joined, Relabeled, Source, Subset, files
+from datamodules.selection.class_pixels import class_pixels
+from datamodules.selection.label_splits import LabelSplit, divide
+from datamodules.selection.samplers import ClassSampler, KeySampler
 
 Split = Literal["train", "val", "test"]
 

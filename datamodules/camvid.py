@@ -8,7 +8,7 @@ from typing import Any
 from datamodules.base import Split
 from datamodules.folder import FolderDataModule
 from datamodules.official import Origin
-from datamodules.sources import FileSource
+from datamodules.reading.sources import FileSource
 
 PALETTE = {
     "sky": [128, 128, 128],

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torchvision.datasets import Cityscapes
 
-from datamodules.labels import VOID, MaskDecoder
 from datamodules.official import OfficialDataModule, Origin, pair
-from datamodules.sources import FileSource
+from datamodules.reading.mask_decoder import VOID, MaskDecoder
+from datamodules.reading.sources import FileSource
 
 CLASSES = sorted(
     (each for each in Cityscapes.classes if not each.ignore_in_eval), key=lambda each: each.train_id

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.errors import DataError
-from datamodules.labels import VOID, MaskDecoder
 from datamodules.official import OfficialDataModule, Origin, pair
-from datamodules.sources import FileSource
+from datamodules.reading.mask_decoder import VOID, MaskDecoder
+from datamodules.reading.sources import FileSource
 
 THINGS = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire

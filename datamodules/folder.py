@@ -11,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import SegmentationDataModule, Split, spread
 from datamodules.errors import DataError, some
-from datamodules.files import read_mask
-from datamodules.labels import VOID, MaskDecoder, UnknownValues, read_color_map
-from datamodules.pairing import FolderLayout
-from datamodules.sources import FileSource, Source
+from datamodules.reading.files import read_mask
+from datamodules.reading.layouts import FolderLayout
+from datamodules.reading.mask_decoder import VOID, MaskDecoder, UnknownValues, read_color_map
+from datamodules.reading.sources import FileSource, Source
 
 
 class FolderDataModule(SegmentationDataModule):

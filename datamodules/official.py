@@ -12,9 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import SegmentationDataModule, Split
 from datamodules.errors import DataError, UnpairedError, some
-from datamodules.files import by_stem, list_images, read_lines
-from datamodules.pairing import Pairs
-from datamodules.sources import FileSource
+from datamodules.reading.files import by_stem, list_images, read_lines
+from datamodules.reading.layouts import Pairs
+from datamodules.reading.sources import FileSource
 
 
 class Origin(NamedTuple):

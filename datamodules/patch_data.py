@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.augmentation import Step
+from datamodules.augmenting.patches import PatchMixer
+from datamodules.augmenting.steps import Step
 from datamodules.base import SegmentationDataModule, Split
-from datamodules.patches import PatchMixer
-from datamodules.sources import Source
+from datamodules.reading.sources import Source
 
 
 class PatchDataModule(SegmentationDataModule):

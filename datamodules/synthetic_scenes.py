@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from datamodules.base import SegmentationDataModule, Split
 from datamodules.errors import DataError
-from datamodules.labels import VOID
-from datamodules.sources import Example, Source
+from datamodules.reading.mask_decoder import VOID
+from datamodules.reading.sources import Example, Source
 
 PALETTE = {
     "sky": [135, 190, 235],

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from datamodules.augmentation import Step
+from datamodules.augmenting.steps import Step
 from datamodules.base import UNLABELED, SegmentationDataModule, Split
-from datamodules.dataset import OnBadSample
 from datamodules.errors import DataError
-from datamodules.files import find_images
-from datamodules.shards import UnlabeledShards
-from datamodules.sources import FileSource, Source
+from datamodules.loading.dataset import OnBadSample
+from datamodules.loading.shards import UnlabeledShards
+from datamodules.reading.files import find_images
+from datamodules.reading.sources import FileSource, Source
 
 
 class UnlabeledDataModule(SegmentationDataModule):

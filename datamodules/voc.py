@@ -8,10 +8,10 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.errors import DataError, some
-from datamodules.labels import VOID, MaskDecoder
 from datamodules.official import OfficialDataModule, Origin, pair
-from datamodules.pairing import Pairs
-from datamodules.sources import FileSource
+from datamodules.reading.layouts import Pairs
+from datamodules.reading.mask_decoder import VOID, MaskDecoder
+from datamodules.reading.sources import FileSource
 
 PALETTE = {
     "background": [0, 0, 0],

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 
 from datamodules.base import Split
-from datamodules.cache import DecodedCache
 from datamodules.errors import DataError
-from datamodules.files import image_size
 from datamodules.folder import FolderDataModule
-from datamodules.labels import MaskDecoder
 from datamodules.official import Origin
-from datamodules.sources import Example, FileSource
+from datamodules.reading.cache import DecodedCache
+from datamodules.reading.files import image_size
+from datamodules.reading.mask_decoder import MaskDecoder
+from datamodules.reading.sources import Example, FileSource
 
 PALETTE = {"background": [0, 0, 0], "horse": [255, 255, 255]}
 ORIGIN = Origin(

@@ -8,11 +8,14 @@ from lightning_seg.methods import (
     CrossEntropyModule,
     JigsawModule,
     LMPModule,
-    MethodModule,
     MixMatchModule,
+    SemiAdvModule,
+)
+from lightning_seg.training import (
+    MethodModule,
+    PolyLR,
     PretrainingModule,
     SegmentationModule,
-    SemiAdvModule,
     TwoPlayerModule,
 )
 
@@ -26,6 +29,7 @@ __all__ = [
     "MethodModule",
     "MixMatchModule",
     "NonFiniteLossError",
+    "PolyLR",
     "PretrainingModule",
     "SegmentationModule",
     "SemiAdvModule",

@@ -12,7 +12,7 @@ from PIL import Image
 
 import cli
 from lightning_seg import SetupError
-from lightning_seg.check import _OTHER_PARTS
+from lightning_seg.commands.check import _OTHER_PARTS
 from lightning_seg.pictures import color_table, contact_sheet, share_chart
 
 ROOT = Path(__file__).resolve().parents[1]

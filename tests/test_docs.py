@@ -15,7 +15,7 @@ from small_runs import fit
 from tiny import TinyNet
 
 from datamodules import SegmentationDataModule, SyntheticScenesDataModule, UnlabeledShards
-from datamodules.augmentation import PRESETS
+from datamodules.augmenting.steps import PRESETS
 from lightning_seg import SegmentationModule
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_seg import SetupError
-from lightning_seg.pipeline import last_checkpoint, run, stages_of, unless_pipeline
+from lightning_seg.commands.pipeline import last_checkpoint, run, stages_of, unless_pipeline
 
 PROXY = "model:\n  class_path: lightning_seg.MixMatchModule\n"
 TUNE = "model:\n  class_path: lightning_seg.CrossEntropyModule\n"

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_seg.errors import SetupError
-from lightning_seg.methods import MethodModule, PretrainingModule
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
+from lightning_seg.training import MethodModule, PretrainingModule
 
 
 class SaveEncoder(Callback):

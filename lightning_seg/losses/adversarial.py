@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_seg.losses.cross_entropy import cross_entropy
-from lightning_seg.losses.inputs import at_least_float32, masked_mean, require_mask
+from lightning_seg.numerics import at_least_float32, masked_mean, require_mask
 
 
 def score_map(scores: Tensor, size: tuple[int, int]) -> Tensor:

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
-from lightning_seg.losses.inputs import at_least_float32, masked_mean, require_mask
+from lightning_seg.numerics import at_least_float32, masked_mean, require_mask
 from lightning_seg.processes import world_size
 
 # linear sRGB to XYZ under D65; a row's sum is that coordinate of white

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_seg.losses.inputs import at_least_float32
+from lightning_seg.numerics import at_least_float32
 
 
 def cross_entropy(

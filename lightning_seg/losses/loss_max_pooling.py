@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
-from lightning_seg.losses.inputs import at_least_float32, require_fit
+from lightning_seg.numerics import at_least_float32, require_fit
 from lightning_seg.processes import world_size
 
 # Powers (l / l_max)^q stay in the range of float32 up to this q, of float64 up to the next

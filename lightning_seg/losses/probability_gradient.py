@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_seg.errors import SetupError
-from lightning_seg.losses.inputs import at_least_float32, require_fit
+from lightning_seg.numerics import at_least_float32, require_fit
 from lightning_seg.processes import world_size
 
 VoidRule = Literal["strict", "reference", "nearest"]

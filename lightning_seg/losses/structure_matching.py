@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_seg.losses.inputs import at_least_float32, masked_mean, require_mask
 from lightning_seg.losses.structured_maps import unit_vectors
+from lightning_seg.numerics import at_least_float32, masked_mean, require_mask
 
 MARGIN = 0.80
 

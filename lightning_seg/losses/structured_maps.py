@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_seg.losses.inputs import at_least_float32
+from lightning_seg.numerics import at_least_float32
 
 
 def one_hot_map(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

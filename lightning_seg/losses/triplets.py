@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_seg.losses.inputs import at_least_float32, masked_mean
+from lightning_seg.numerics import at_least_float32, masked_mean
 from lightning_seg.processes import world_size
 
 MARGIN = 2.1

@@ -1,18 +1,13 @@
 """One LightningModule per training method."""
 
 from lightning_seg.methods.asml import ASMLModule
-from lightning_seg.methods.base import MethodModule
 from lightning_seg.methods.colorization import ColorizationModule
 from lightning_seg.methods.cpg import CPGModule
 from lightning_seg.methods.cross_entropy import CrossEntropyModule
-from lightning_seg.methods.gradients import frozen
 from lightning_seg.methods.jigsaw import JigsawModule
 from lightning_seg.methods.lmp import LMPModule
 from lightning_seg.methods.mix_match import MixMatchModule
-from lightning_seg.methods.pretraining import PretrainingModule
-from lightning_seg.methods.segmentation import SegmentationModule
 from lightning_seg.methods.semi_adv import SemiAdvModule
-from lightning_seg.methods.two_players import TwoPlayerModule
 
 __all__ = [
     "ASMLModule",
@@ -21,11 +16,6 @@ __all__ = [
     "CrossEntropyModule",
     "JigsawModule",
     "LMPModule",
-    "MethodModule",
     "MixMatchModule",
-    "PretrainingModule",
-    "SegmentationModule",
     "SemiAdvModule",
-    "TwoPlayerModule",
-    "frozen",
 ]

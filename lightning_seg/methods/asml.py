@@ -41,11 +41,11 @@ from lightning_seg.losses import (
     structure_hinge_loss,
     structure_matching_loss,
 )
-from lightning_seg.losses.inputs import at_least_float32, masked_mean
-from lightning_seg.methods.gradients import frozen
-from lightning_seg.methods.segmentation import labeled_part
-from lightning_seg.methods.two_players import TwoPlayerModule
 from lightning_seg.networks import StructureAnalyzer
+from lightning_seg.numerics import at_least_float32, masked_mean
+from lightning_seg.training.gradients import frozen
+from lightning_seg.training.segmentation import labeled_part
+from lightning_seg.training.two_players import TwoPlayerModule
 
 
 class ASMLModule(TwoPlayerModule):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses import CrossEntropy, ProbabilityGradientLoss
-from lightning_seg.methods.segmentation import SegmentationModule, labeled_part
+from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 
 
 class CPGModule(SegmentationModule):

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_seg.errors import SetupError, require_range
-from lightning_seg.methods.pretraining import ImagePretrainingModule
 from lightning_seg.metrics import WeightedMean
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.jigsaw import (
@@ -31,6 +30,7 @@ from lightning_seg.networks.jigsaw import (
     shuffle,
     unshuffle,
 )
+from lightning_seg.training.pretraining import ImagePretrainingModule
 
 
 class JigsawModule(ImagePretrainingModule):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
 from lightning_seg.losses import LossMaxPooling
-from lightning_seg.methods.segmentation import SegmentationModule, labeled_part
+from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 
 
 class LMPModule(SegmentationModule):

@@ -37,9 +37,9 @@ from lightning_seg.losses import (
     triplet_statistics,
     unit_vectors,
 )
-from lightning_seg.methods.pretraining import PretrainingModule
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.pictures import color_table, scatter_plot
+from lightning_seg.training.pretraining import PretrainingModule
 
 
 class MixMatchModule(PretrainingModule):

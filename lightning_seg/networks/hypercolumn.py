@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
-from lightning_seg.losses.inputs import at_least_float32
 from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.numerics import at_least_float32
 
 
 def read_at(maps: Sequence[Tensor], size: tuple[int, int], locations: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ import pytest
 import yaml
 
 from datamodules import DataError, SyntheticScenesDataModule
-from datamodules.augmentation import PRESETS, Augmentation, StrongView
+from datamodules.augmenting.steps import PRESETS, Augmentation, StrongView
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype(np.uint8)
 MASK = np.random.default_rng(1).integers(0, 4, (60, 80)).astype(np.uint8)

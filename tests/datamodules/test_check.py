@@ -16,8 +16,8 @@ from datamodules import (
     SyntheticScenesDataModule,
     scan,
 )
-from datamodules.check import Report
-from datamodules.sources import Example, FileSource, Source
+from datamodules.reading.sources import Example, FileSource, Source
+from datamodules.scan import Report
 
 CAMVID_VAL = [9.177, 25.962, 0.564, 28.953, 8.719, 16.336, 0.892, 3.078, 1.746, 0.651, 2.217]
 

@@ -10,9 +10,9 @@ from scipy import stats
 from tiny import TinyNet
 
 from datamodules import DataError, FolderDataModule, SyntheticScenesDataModule
-from datamodules.presence import class_pixels
-from datamodules.sampling import ClassSampler
-from datamodules.sources import Subset
+from datamodules.reading.sources import Subset
+from datamodules.selection.class_pixels import class_pixels
+from datamodules.selection.samplers import ClassSampler
 from lightning_seg import CrossEntropyModule, SetupError
 from lightning_seg.callbacks import ComplementarySampling
 

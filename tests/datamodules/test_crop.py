@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from datamodules import DataError
-from datamodules.crop import PAD_COLOR, Crop, RandomScaleCrop
+from datamodules.augmenting.crop import PAD_COLOR, Crop, RandomScaleCrop
 
 
 def photograph(height: int, width: int) -> np.ndarray:

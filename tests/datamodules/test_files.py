@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from datamodules import DataError
-from datamodules.files import find_images, image_size, list_images, read_image, read_mask
+from datamodules.reading.files import find_images, image_size, list_images, read_image, read_mask
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
 

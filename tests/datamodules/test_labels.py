@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datamodules import DataError
-from datamodules.labels import MaskDecoder, read_color_map
+from datamodules.reading.mask_decoder import MaskDecoder, read_color_map
 
 RED, GREEN, BLACK = [255, 0, 0], [0, 255, 0], [0, 0, 0]
 

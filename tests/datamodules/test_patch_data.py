@@ -10,7 +10,7 @@ import torch
 
 from datamodules import DataError, PatchDataModule, PatchMixer, SyntheticScenesDataModule
 from datamodules.base import SegmentationDataModule
-from datamodules.sources import Example, Source
+from datamodules.reading.sources import Example, Source
 
 VOID = 255
 

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from datamodules import DataError
-from datamodules.patches import PatchMixer, Square, discard_covered
+from datamodules.augmenting.patches import PatchMixer, Square, discard_covered
 
 MEAN_COLOR = (124, 116, 104)  # ImageNet's, what padding is elsewhere in the project
 VOID = 255

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from datamodules import SyntheticScenesDataModule
-from datamodules.sampling import KeySampler
-from datamodules.sources import Source
+from datamodules.reading.sources import Source
+from datamodules.selection.samplers import KeySampler
 
 
 def scenes(**options) -> SyntheticScenesDataModule:

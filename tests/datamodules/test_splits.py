@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datamodules import DataError, FolderDataModule, SyntheticScenesDataModule
-from datamodules.splits import count_labeled, draw_split, read_split
+from datamodules.selection.label_splits import count_labeled, draw_split, read_split
 
 IDS = [f"2007_{number:06d}" for number in range(10_582)]
 
@@ -216,7 +216,7 @@ def test_a_list_that_does_not_exist(tmp_path: Path) -> None:
 def test_names_that_fit_several_images_are_refused() -> None:
     images = {"a/0": None, "b/0": None}
     path = Path(__file__).with_name("none.txt")
-    from datamodules.splits import _find
+    from datamodules.selection.label_splits import _find
 
     with pytest.raises(DataError, match="fits"):
         _find("0", images, {"0": ["a/0", "b/0"]}, path)

@@ -10,8 +10,8 @@ from torch import nn
 
 from datamodules import SyntheticScenesDataModule
 from lightning_seg import CrossEntropyModule, SetupError
-from lightning_seg.methods.optimization import PolyLR
 from lightning_seg.networks import LRASPP
+from lightning_seg.training.optimization import PolyLR
 
 
 def scenes(**options) -> SyntheticScenesDataModule:

@@ -20,7 +20,7 @@ from lightning_seg import (
     NonFiniteLossError,
     SetupError,
 )
-from lightning_seg.methods.finite import FiniteGuard
+from lightning_seg.training.loss_guard import FiniteGuard
 
 
 class Elsewhere(torch.Tensor):

@@ -12,7 +12,7 @@ import torch
 from small_runs import Kept, quiet_trainer
 from torch.utils.data import DataLoader
 
-from datamodules.patches import PatchMixer
+from datamodules.augmenting.patches import PatchMixer
 from lightning_seg import MixMatchModule, NonFiniteLossError, SetupError
 from lightning_seg.networks import TimmEncoder
 

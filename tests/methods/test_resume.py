@@ -11,7 +11,7 @@ from tiny import TinyNet
 
 from datamodules import SyntheticScenesDataModule
 from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule
-from lightning_seg.methods.optimization import PolyLR
+from lightning_seg.training.optimization import PolyLR
 
 SEMI = {
     "crop_size": 32,

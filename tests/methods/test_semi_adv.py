@@ -17,9 +17,9 @@ from tiny import TinyNet
 from torch import nn
 
 from lightning_seg import CrossEntropyModule, SemiAdvModule, SetupError
-from lightning_seg.methods import discriminator_watch
-from lightning_seg.methods.discriminator_watch import DiscriminatorWatch
 from lightning_seg.networks import FCDiscriminator, PSPNet, StructureAnalyzer
+from lightning_seg.training import discriminator_watch
+from lightning_seg.training.discriminator_watch import DiscriminatorWatch
 
 CLASSES = 8
 SMALL_D = partial(FCDiscriminator, width=4)

@@ -21,10 +21,10 @@ from lightning_seg import (
     NonFiniteLossError,
     SemiAdvModule,
     SetupError,
+    TwoPlayerModule,
 )
-from lightning_seg.methods import TwoPlayerModule
-from lightning_seg.methods.gradients import frozen
-from lightning_seg.methods.optimization import PolyLR
+from lightning_seg.training.gradients import frozen
+from lightning_seg.training.optimization import PolyLR
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 LR = 0.5
@@ -339,7 +339,7 @@ def test_an_opponent_that_diverges_stops_training(
 
 def test_other_strategies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Pulled()
-    monkeypatch.setattr("lightning_seg.methods.two_players.SingleDeviceStrategy", DataLoader)
+    monkeypatch.setattr("lightning_seg.training.two_players.SingleDeviceStrategy", DataLoader)
     with pytest.raises(SetupError, match="one device or with DDP, not with SingleDevice"):
         train(module, pulls(1))
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.cache import DecodedCache
 from datamodules.errors import DataError
-from datamodules.files import image_size, is_turned, read_image, read_mask
-from datamodules.labels import VOID, MaskDecoder
+from datamodules.reading.cache import DecodedCache
+from datamodules.reading.files import image_size, is_turned, read_image, read_mask
+from datamodules.reading.mask_decoder import VOID, MaskDecoder
 
 
 class Example(NamedTuple):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from datamodules.errors import DataError
-from datamodules.sources import Source
+from datamodules.reading.sources import Source
 
 
 def class_pixels(

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from datamodules.augmentation import Augmentation, StrongView
+from datamodules.augmenting.steps import Augmentation, StrongView
 from datamodules.errors import DataError, OptionError
-from datamodules.labels import VOID
-from datamodules.sampling import SampleKey
-from datamodules.sources import Example, Source
+from datamodules.reading.mask_decoder import VOID
+from datamodules.reading.sources import Example, Source
+from datamodules.selection.samplers import SampleKey
 
 OnBadSample = Literal["raise", "skip"]
 

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.crop import PAD_COLOR
+from datamodules.augmenting.crop import PAD_COLOR
 from datamodules.errors import DataError
-from datamodules.labels import VOID
+from datamodules.reading.mask_decoder import VOID
 
 _CANDIDATES = 5  # per patch that is wanted
 

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import SegmentationDataModule, Split, spread
 from datamodules.errors import DataError, UnpairedError, some
-from datamodules.files import is_turned, read_mask
-from datamodules.labels import VOID
-from datamodules.loading import cores, one_thread
-from datamodules.sources import Example, FileSource, Source, Subset, files
+from datamodules.loading.loaders import cores, one_thread
+from datamodules.reading.files import is_turned, read_mask
+from datamodules.reading.mask_decoder import VOID
+from datamodules.reading.sources import Example, FileSource, Source, Subset, files
 
 Progress = Callable[[str, int, int], None]
 """Called with a split's name, how many of its examples were read, and how many there are."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.errors import DataError, UnpairedError, some
-from datamodules.files import SUFFIXES, by_stem, is_image, list_images, read_lines
+from datamodules.reading.files import SUFFIXES, by_stem, is_image, list_images, read_lines
 
 
 class Pairs(NamedTuple):

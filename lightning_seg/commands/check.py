@@ -21,12 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_seg.callbacks import ON_EVERY_RUN
-from lightning_seg.command import ReadableParser
+from lightning_seg.commands.messages import ReadableParser
 from lightning_seg.errors import SetupError
 from lightning_seg.pictures import color_table, contact_sheet, share_chart
 
 if TYPE_CHECKING:
-    from datamodules.check import Report, SplitReport
+    from datamodules.scan import Report, SplitReport
 
 REPORT, CHART, SHEET = "report.json", "class_shares.png", "contact_sheet.jpg"
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
-from lightning_seg.methods.base import MethodModule
 from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 from lightning_seg.networks import LRASPP
+from lightning_seg.training.method import MethodModule
 
 
 class SegmentationModule(MethodModule, ABC):

@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datamodules.augmentation import Augmentation, StrongView
-from datamodules.dataset import training_item
+from datamodules.augmenting.steps import Augmentation, StrongView
 from datamodules.errors import DataError
-from datamodules.files import decode_image, is_image
-from datamodules.sources import Example
+from datamodules.loading.dataset import training_item
+from datamodules.reading.files import decode_image, is_image
+from datamodules.reading.sources import Example
 
 _URL = "%:/?#[]@!$&'()*+,;=~"  # what a web address may hold beside letters
 

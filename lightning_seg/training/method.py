@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_seg.errors import SetupError, require_one_of
-from lightning_seg.methods.checkpoints import (
+from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.networks.encoder_weights import InputMode
+from lightning_seg.training.checkpoints import (
     RandomState,
     keep_what_a_checkpoint_needs,
     require_same_tensors,
 )
-from lightning_seg.methods.finite import FiniteGuard
-from lightning_seg.methods.optimization import (
+from lightning_seg.training.loss_guard import FiniteGuard
+from lightning_seg.training.optimization import (
     PolyLR,
     backbone_of,
     build_optimizer,
     with_schedule,
 )
-from lightning_seg.networks.encoder import TimmEncoder
-from lightning_seg.networks.encoder_weights import InputMode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

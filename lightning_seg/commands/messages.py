@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_seg.errors import SetupError
-from lightning_seg.methods.checkpoints import NO_PRETRAINING, PARTS
+from lightning_seg.training.checkpoints import NO_PRETRAINING, PARTS
 
 # Lightning's own use of torch's pytree, said on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -53,7 +53,7 @@ class ReadableParser(LightningArgumentParser):
     def add_subcommands(self, *args: Any, **options: Any) -> Any:
         """Begin with those that are no Trainer's, which the help must name.
 
-        `lightning_seg.check` and `lightning_seg.pipeline` run them.
+        `lightning_seg.commands.check` and `lightning_seg.commands.pipeline` run them.
         """
         subcommands = super().add_subcommands(*args, **options)
         about = {

@@ -11,7 +11,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.sampling import KeySampler
+from datamodules.selection.samplers import KeySampler
 
 
 class Stream(Protocol):

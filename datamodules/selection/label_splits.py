@@ -21,9 +21,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError, some
-from datamodules.files import is_image, read_lines
-from datamodules.presence import class_pixels
-from datamodules.sources import Source, files
+from datamodules.reading.files import is_image, read_lines
+from datamodules.reading.sources import Source, files
+from datamodules.selection.class_pixels import class_pixels
 
 Amount = int | float | str
 

@@ -33,9 +33,9 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from lightning_seg.errors import SetupError, require_one_of
-from lightning_seg.methods.gradients import average_gradients, clip_gradients, share_weights
-from lightning_seg.methods.optimization import build_optimizer, with_schedule
-from lightning_seg.methods.segmentation import SegmentationModule
+from lightning_seg.training.gradients import average_gradients, clip_gradients, share_weights
+from lightning_seg.training.optimization import build_optimizer, with_schedule
+from lightning_seg.training.segmentation import SegmentationModule
 
 Opponent = TypeVar("Opponent", bound=nn.Module)
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_range
-from lightning_seg.methods.base import MethodModule
 from lightning_seg.metrics import WeightedMean
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.pictures import rows_of_pictures
+from lightning_seg.training.method import MethodModule
 
 
 class PretrainingModule(MethodModule, ABC):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from datamodules.dataset import SegmentationDataset
+from datamodules.augmenting.patches import PatchMixer
 from datamodules.errors import DataError
-from datamodules.patches import PatchMixer
-from datamodules.sampling import SampleKey
+from datamodules.loading.dataset import SegmentationDataset
+from datamodules.selection.samplers import SampleKey
 
 _STREAM = 4  # of the random numbers that a key's seed gives: none that augmentation uses
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.crop import Crop, RandomScaleCrop
+from datamodules.augmenting.crop import Crop, RandomScaleCrop
 from datamodules.errors import DataError, OptionError
-from datamodules.labels import VOID
+from datamodules.reading.mask_decoder import VOID
 
 if TYPE_CHECKING:
     import albumentations as A

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
-from datamodules.labels import VOID
+from datamodules.reading.mask_decoder import VOID
 
 # ImageNet's mean colour: what a network sees as nothing in particular
 PAD_COLOR = (124, 116, 104)

@@ -1,0 +1,1 @@
+"""Examples become training crops, or labelled patches."""

@@ -1,0 +1,1 @@
+"""Crops become batches, in epochs that resume at any batch."""

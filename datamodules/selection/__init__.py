@@ -1,0 +1,1 @@
+"""Which example is used, when, and with which random seed."""
