@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from places import ROOT
 
 import cli
 from datamodules import DataError
@@ -16,7 +17,6 @@ from lightning_seg import CrossEntropyModule, SetupError
 from lightning_seg.networks import LRASPP, TimmEncoder
 from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 NETWORKS = sorted(path.stem for path in (ROOT / "configs/network").glob("*.yaml"))
 SMALL = [

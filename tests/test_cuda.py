@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 import cli
 from lightning_seg.losses import cross_entropy, loss_max_pooling, probability_gradient_loss
 from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

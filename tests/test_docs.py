@@ -11,6 +11,7 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+from places import ROOT
 from small_runs import fit
 from tiny import TinyNet
 
@@ -18,7 +19,6 @@ from datamodules import SegmentationDataModule, SyntheticScenesDataModule, Unlab
 from datamodules.augmenting.steps import PRESETS
 from lightning_seg import SegmentationModule
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 

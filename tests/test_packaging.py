@@ -6,9 +6,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import lightning_seg
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+import lightning_seg
 
 
 def test_the_wheel_holds_the_packages_the_command_and_its_licence(tmp_path: Path) -> None:

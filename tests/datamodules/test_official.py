@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from places import ROOT
 
 import cli
 import datamodules
 from datamodules import DataError
 from datamodules.official import pair
-
-ROOT = Path(__file__).resolve().parents[2]
 
 OFFICIAL = {
     "ade20k": "ADE20KDataModule",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT, SUPPORT
 from two_processes import run_two
 
 SCRIPT = """
@@ -57,12 +58,12 @@ def trained(folder: Path, processes: int, scope: str) -> tuple[list[dict], list[
     found = folder / f"{scope}{processes}"
     found.mkdir()
     words = ["-c", SCRIPT, str(folder), str(processes), scope]
-    common = {"TESTS": str(Path(__file__).parents[1] / "support")}
+    common = {"TESTS": str(SUPPORT)}
     if processes == 2:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
         run_two(words, {**common, **where}, timeout=240)
     else:
-        paths = os.pathsep.join([str(Path(__file__).parents[2]), common["TESTS"]])
+        paths = os.pathsep.join([str(ROOT), common["TESTS"]])
         subprocess.run(
             [sys.executable, *words],
             env={**os.environ, **common, "PYTHONPATH": paths},

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from places import ROOT
 from safetensors.torch import load_file, save_file
 
 from lightning_seg.errors import SetupError
 from lightning_seg.networks import TimmEncoder
 from lightning_seg.networks.encoder_weights import load_matching, read_weights
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

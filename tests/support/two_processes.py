@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import os, sys, types
 # losses need torch alone: without the package's __init__ a process starts in a third of the time

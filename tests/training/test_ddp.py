@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--model.network", "tiny.TinyNet", "--model.network.aux", "true", "--model.lr", "0.01"]
 SCENES = [
     "--data.image_size=[32,40]",

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
     "--data.image_size=[32,48]",
     "--data.train_size=8",

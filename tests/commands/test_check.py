@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from places import ROOT
 
 import cli
 from lightning_seg import SetupError
 from lightning_seg.commands.check import _OTHER_PARTS
 from lightning_seg.pictures import color_table, contact_sheet, share_chart
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = ["class_shares.png", "contact_sheet.jpg", "report.json"]
 SCENES = ["--data.train_size=4", "--data.val_size=2", "--data.test_size=2"]
 SCENES += ["--data.image_size=[32,48]", "--workers=0"]
