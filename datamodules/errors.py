@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-class DataError(ValueError):
+from lightning_seg.errors import UserError
+
+
+class DataError(UserError):
     """A file, a folder or a data option that cannot work.
 
-    The message names the file, what was found, what was expected and the option to change; the
-    command prints it without a traceback.
+    The message names the file, what was found, what was expected and the option to change.
     """
+
+    scope = "data"
 
 
 class OptionError(DataError):
@@ -19,15 +24,18 @@ class UnpairedError(DataError):
     """Images without masks, or masks without images.
 
     Attributes:
-        defects: One sentence per lone file.
+        defects: One sentence for each file without a partner.
     """
 
-    def __init__(self, message: str, defects: list[str]) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, defects: list[str], *, option: str | Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, option=option)
         self.defects = defects
 
-    def __reduce__(self) -> tuple[type[UnpairedError], tuple[str, list[str]]]:
-        return UnpairedError, (str(self), self.defects)  # from a loader process
+    def __reduce__(self) -> tuple[object, ...]:
+        # a loader process hands the error over: both arguments have to travel
+        return UnpairedError, (self.args[0], self.defects), self.__dict__
 
 
 def some(names: list[str], at_most: int = 5) -> str:

@@ -4,44 +4,87 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 
-class SetupError(ValueError):
-    """A setting, a weight file or a checkpoint that cannot work.
+class UserError(ValueError):
+    """A mistake in a setting or a file, with a message that says how to mend it.
 
-    The message names what was found, what was expected and the option to change; the command
-    prints it without a traceback.
-    """
-
-
-def require_range(low: float, high: float, **settings: float) -> None:
-    """Refuse settings of a method that lie outside a range.
+    Python code shows the options as keyword arguments, `(option: labeled=)`; the command shows the
+    same options as flags, `(option: --data.labeled)`, and prints no traceback.
 
     Args:
-        low: Smallest value.
-        high: Largest value; `math.inf` allows every finite one.
-        settings: Values by the names of their options.
+        message: What was found and what was expected, without the options to change.
+        option: The keyword argument to change, or several. A value to try follows a space:
+            `freeze_batch_norm all`. An option of another object has that object's name in front:
+            `trainer.max_steps`, `data.crop_size`.
 
-    Raises:
-        SetupError: With the name, the value and the range.
+    Attributes:
+        options: The options to change, empty where none would help.
+        scope: The part of a configuration that holds an option without a prefix.
+
+    Example:
+        >>> print(UserError("num_workers must be at least 0, not -1", option="num_workers 0"))
+        num_workers must be at least 0, not -1 (option: num_workers=0)
     """
-    for name, value in settings.items():
-        if not low <= value <= min(high, sys.float_info.max):
-            wanted = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
-            raise SetupError(f"{name} must be {wanted}, not {value} (option: --model.{name})")
+
+    scope = "model"
+
+    def __init__(self, message: str, *, option: str | Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.options = (option,) if isinstance(option, str) else tuple(option)
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if not self.options:
+            return message
+        shown = [f"{name}={value}" for name, _, value in map(_parted, self.options)]
+        return f"{message} (option{'s' * (len(shown) > 1)}: {', '.join(shown)})"
 
 
-def require_one_of(*choices: str, **settings: str) -> None:
-    """Refuse settings of a method that are none of the choices.
-
-    Raises:
-        SetupError: With the name, the value and the choices.
-    """
-    for name, value in settings.items():
-        if value not in choices:
-            wanted = " or ".join(choices)
-            raise SetupError(f"{name} must be {wanted}, not {value} (option: --model.{name})")
+class SetupError(UserError):
+    """A setting, a weight file or a checkpoint that cannot work."""
 
 
 class NonFiniteLossError(SetupError):
     """A training whose loss has become NaN or infinite."""
+
+
+def require_range(
+    low: float, high: float, *, error: type[UserError] = SetupError, **settings: float
+) -> None:
+    """Raise an error for every setting outside the closed range [low, high].
+
+    Args:
+        low: Smallest value that is accepted.
+        high: Largest value that is accepted; `math.inf` accepts every finite value.
+        error: The exception to raise.
+        settings: Values by the names of their options.
+
+    Raises:
+        UserError: With the name, the value and the range; of the class `error`.
+    """
+    for name, value in settings.items():
+        if not low <= value <= min(high, sys.float_info.max):
+            wanted = f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            raise error(f"{name} must be {wanted}, not {value}", option=name)
+
+
+def require_one_of(*choices: str, error: type[UserError] = SetupError, **settings: str) -> None:
+    """Raise an error for every setting that is none of the choices.
+
+    Args:
+        choices: The values that are accepted.
+        error: The exception to raise.
+        settings: Values by the names of their options.
+
+    Raises:
+        UserError: With the name, the value and the choices; of the class `error`.
+    """
+    for name, value in settings.items():
+        if value not in choices:
+            raise error(f"{name} must be {' or '.join(choices)}, not {value}", option=name)
+
+
+def _parted(option: str) -> tuple[str, str, str]:
+    return option.partition(" ")
