@@ -7,7 +7,8 @@ from lightning_seg.losses.adversarial import (
     pseudo_labels,
     score_map,
 )
-from lightning_seg.losses.colors import ABGrid, ColorTarget, HueChroma, hue_chroma
+from lightning_seg.losses.color_spaces import hue_chroma
+from lightning_seg.losses.colorization import ABGrid, ColorTarget, HueChroma
 from lightning_seg.losses.cross_entropy import CrossEntropy, cross_entropy
 from lightning_seg.losses.loss_max_pooling import (
     LossMaxPooling,

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_seg.errors import require_range
-from lightning_seg.losses.colors import ColorTarget, HueChroma
+from lightning_seg.losses.colorization import ColorTarget, HueChroma
+from lightning_seg.networks.colorization import ColorizationNetwork
 from lightning_seg.networks.encoder import TimmEncoder
-from lightning_seg.networks.hypercolumn import ColorizationNetwork
 from lightning_seg.training.pretraining import ImagePretrainingModule
 
 _STRIDE = 4  # of the pixels that a picture is recoloured by

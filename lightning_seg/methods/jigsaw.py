@@ -23,13 +23,8 @@ from torch import Tensor
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.metrics import WeightedMean
 from lightning_seg.networks.encoder import TimmEncoder
-from lightning_seg.networks.jigsaw import (
-    JigsawNetwork,
-    cut_tiles,
-    far_permutations,
-    shuffle,
-    unshuffle,
-)
+from lightning_seg.networks.jigsaw import JigsawNetwork
+from lightning_seg.networks.tiles import cut_tiles, far_permutations, shuffle, unshuffle
 from lightning_seg.training.pretraining import ImagePretrainingModule
 
 

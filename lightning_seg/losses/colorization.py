@@ -31,16 +31,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
+from lightning_seg.losses.color_spaces import (
+    apply_matrix,
+    hue_chroma,
+    lab_to_rgb,
+    rgb_to_lab,
+    with_gray,
+)
 from lightning_seg.numerics import at_least_float32, masked_mean, require_mask
 from lightning_seg.processes import world_size
 
-# linear sRGB to XYZ under D65; a row's sum is that coordinate of white
-_XYZ = (
-    (0.412453, 0.357580, 0.180423),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334, 0.119193, 0.950227),
-)
-_KNEE = 6 / 29  # where Lab's cube root goes over into a line
 _STEP = 3  # of 255, between the colours that the grid is made of
 _HALVINGS = 24  # of [0, 100] in the search for L: as fine as float32
 
@@ -164,7 +164,7 @@ class HueChroma(ColorTarget):
         primary = torch.tensor([0.0, 1 / 3, 2 / 3], dtype=hue.dtype, device=hue.device)
         away = (hue[:, None] - primary + 0.5).remainder(1) - 0.5
         pure = (2 - 6 * away.abs()).clamp(0, 1)
-        return _tinted(gray.to(pure.dtype), chroma[:, None] * pure)
+        return with_gray(gray.to(pure.dtype), chroma[:, None] * pure)
 
     def _bin(self, values: Tensor) -> Tensor:
         # the factor takes a value of 1 to the last bin, as the authors' code does
@@ -285,15 +285,15 @@ class ABGrid(ColorTarget):
         self._require_fit(logits, gray=(gray, ()))
         shares = (at_least_float32(logits) / self.temperature).softmax(1)
         gray = gray.to(shares.dtype)
-        ab = _times(self.centers.to(shares.dtype).T, shares)
+        ab = apply_matrix(self.centers.to(shares.dtype).T, shares)
         # The grey value grows with L, but by no formula that could be solved. Far out of gamut it
-        # may be too light even at L = 0; what is then left to do is `_tinted`'s.
+        # may be too light even at L = 0; what is then left to do is `with_gray`'s.
         low, high = torch.zeros_like(gray), torch.full_like(gray, 100)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             dark = lab_to_rgb(torch.cat([middle[:, None], ab], 1)).mean(1) < gray
             low, high = middle.where(dark, low), high.where(dark, middle)
-        return _tinted(gray, lab_to_rgb(torch.cat([low[:, None], ab], 1)))
+        return with_gray(gray, lab_to_rgb(torch.cat([low[:, None], ab], 1)))
 
     @torch.no_grad()
     def _count(self, bins: Tensor, valid: Tensor | None) -> None:
@@ -302,74 +302,6 @@ class ABGrid(ColorTarget):
         if world_size() > 1:
             dist.all_reduce(batch)
         self.counts += batch
-
-
-def hue_chroma(rgb: Tensor) -> tuple[Tensor, Tensor]:
-    """Return HSV's hue in [0, 1) and the chroma max - min in [0, 1], float32 at least.
-
-    Args:
-        rgb: (..., 3) in [0, 1].
-
-    Returns:
-        Two of (...); the hue of greys is 0.
-
-    Example:
-        >>> hue, chroma = hue_chroma(torch.tensor([[0.0, 0.0, 0.5], [0.3, 0.3, 0.3]]))
-        >>> [round(each, 4) for each in hue.tolist()], chroma.tolist()
-        ([0.6667, 0.0], [0.5, 0.0])
-    """
-    red, green, blue = at_least_float32(rgb).unbind(-1)
-    high = red.maximum(green).maximum(blue)
-    chroma = high - red.minimum(green).minimum(blue)
-    sixth = (red - green + 4 * chroma).where(high > green, blue - red + 2 * chroma)
-    sixth = (green - blue).where(high == red, sixth)
-    hue = (sixth / (6 * chroma).where(chroma > 0, 1)).remainder(1)
-    # the remainder of a tiny negative number is rounded to 1
-    return hue.where(hue < 1, 0), chroma
-
-
-def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """Return CIE L in [0, 100], a and b of sRGB under its white D65, float32 at least.
-
-    Args:
-        rgb: (..., 3) in [0, 1].
-
-    Example:
-        >>> [round(each) for each in rgb_to_lab(torch.tensor([0.0, 0.0, 1.0])).tolist()]
-        [32, 79, -108]
-    """
-    rgb = at_least_float32(rgb)
-    linear = (((rgb + 0.055) / 1.055) ** 2.4).where(rgb > 0.04045, rgb / 12.92)
-    matrix = _matrix(rgb)
-    share = _times(matrix / matrix.sum(1, keepdim=True), linear)
-    line = share / (3 * _KNEE**2) + 4 / 29
-    x, y, z = share.pow(1 / 3).where(share > _KNEE**3, line).unbind(-1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
-
-
-def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Return sRGB of (..., 3) Lab colours, channels clamped to [0, 1]; undoes `rgb_to_lab`.
-
-    Example:
-        >>> [round(each, 3) for each in lab_to_rgb(torch.tensor([50.0, 0.0, 0.0])).tolist()]
-        [0.466, 0.466, 0.466]
-    """
-    light, a, b = at_least_float32(lab).unbind(-1)
-    y = (light + 16) / 116
-    root = torch.stack([y + a / 500, y, y - b / 200], -1)
-    share = root.pow(3).where(root > _KNEE, (root - 4 / 29) * (3 * _KNEE**2))
-    matrix = _matrix(share)
-    linear = _times((matrix / matrix.sum(1, keepdim=True)).inverse(), share).clamp(0, 1)
-    return (1.055 * linear.pow(1 / 2.4) - 0.055).where(linear > 0.0031308, 12.92 * linear)
-
-
-def _matrix(like: Tensor) -> Tensor:
-    return torch.tensor(_XYZ, dtype=like.dtype, device=like.device)
-
-
-def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
-    # not `@`, which autocast would compute in half precision
-    return (vectors[..., None, :] * matrix).sum(-1)
 
 
 @lru_cache(maxsize=8)
@@ -397,11 +329,3 @@ def _median(shares: Tensor) -> Tensor:
     share = shares.gather(1, at).clamp(min=torch.finfo(shares.dtype).tiny)
     inside = ((0.5 - below.gather(1, at)) / share).clamp(0, 1)
     return ((at + inside) / shares.shape[1])[:, 0]
-
-
-def _tinted(gray: Tensor, rgb: Tensor) -> Tensor:
-    """Return (N, 3) colours whose mean is (N,) `gray`, with as much of the tint as the cube has."""
-    tint = rgb - rgb.mean(1, keepdim=True)
-    room = (1 - gray[:, None]).where(tint > 0, gray[:, None])
-    most = (room / tint.abs().clamp(min=torch.finfo(tint.dtype).tiny)).amin(1, keepdim=True)
-    return (gray[:, None] + most.clamp(max=1) * tint).clamp(0, 1)

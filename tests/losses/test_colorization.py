@@ -1,4 +1,4 @@
-"""Colour targets against colorsys, OpenCV, plain loops and numbers worked by hand."""
+"""Colour targets against colorsys, plain loops and numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import colorsys
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from color_standards import reference_lab
 from two_processes import ROOT, run_two
 
-from lightning_seg.losses.colors import (
-    ABGrid,
-    ColorTarget,
-    HueChroma,
-    hue_chroma,
-    lab_to_rgb,
-    rgb_to_lab,
-)
+from lightning_seg.losses.color_spaces import hue_chroma, lab_to_rgb, rgb_to_lab
+from lightning_seg.losses.colorization import ABGrid, ColorTarget, HueChroma
 
 HALF = [torch.bfloat16, torch.float16]
 TARGETS = [HueChroma, ABGrid]
@@ -34,80 +28,6 @@ def _seed():
 def case(target, count=40, dtype=torch.float64):
     logits = torch.randn(count, target.outputs, dtype=torch.float64).to(dtype)
     return logits, torch.rand(count, 3, dtype=torch.float64), torch.rand(count) < 0.6
-
-
-# Colour spaces
-
-
-def test_hue_and_chroma_equal_colorsys():
-    rgb = torch.rand(500, 3, dtype=torch.float64)
-    corners = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, 1.0]).double()] * 3)
-    gray = torch.rand(20, 1).double().expand(-1, 3)
-    rgb = torch.cat([rgb, corners, gray])
-    hue, chroma = hue_chroma(rgb)
-    for each, h, c in zip(rgb.tolist(), hue.tolist(), chroma.tolist(), strict=True):
-        assert h == pytest.approx(colorsys.rgb_to_hsv(*each)[0], abs=1e-12)
-        assert c == max(each) - min(each)
-    assert (hue[-20:] == 0).all()
-
-
-def test_hue_is_below_1_whatever_the_rounding():
-    rgb = torch.tensor([[0.9, 0.1, 0.1 + 1e-8], [1.0, 0.0, 1e-12], [1.0, 1e-12, 0.0]])
-    hue, _ = hue_chroma(rgb)
-    assert hue.tolist() == pytest.approx([0, 0, 0], abs=1e-6)
-    assert hue_chroma(rgb.half())[0].dtype == torch.float32
-
-
-def reference_lab(rgb):
-    """IEC 61966-2-1 and CIE 1976 in numpy, with other digits of the same constants."""
-    matrix = np.array(
-        [
-            [0.4124564, 0.3575761, 0.1804375],
-            [0.2126729, 0.7151522, 0.0721750],
-            [0.0193339, 0.1191920, 0.9503041],
-        ]
-    )
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    share = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
-    root = np.where(share > 0.008856, np.cbrt(share), (903.3 * share + 16) / 116)
-    x, y, z = root.T
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
-
-
-def test_lab_equals_the_standard():
-    level = np.linspace(0, 1, 18)
-    rgb = np.stack(np.meshgrid(level, level, level), -1).reshape(-1, 3)
-    found = rgb_to_lab(torch.tensor(rgb)).numpy()
-    assert np.abs(found - reference_lab(rgb)).max() < 0.02
-    # OpenCV reads a table for floats: exact to half a unit
-    theirs = cv2.cvtColor(rgb[None].astype(np.float32), cv2.COLOR_RGB2Lab)[0]
-    assert np.abs(found - theirs).max() < 0.6
-    assert np.abs(found - theirs).mean() < 0.1
-
-
-@pytest.mark.parametrize(
-    ("rgb", "lab"),
-    [
-        ((1.0, 0.0, 0.0), (53.24, 80.09, 67.20)),
-        ((0.0, 1.0, 0.0), (87.73, -86.18, 83.18)),
-        ((0.0, 0.0, 1.0), (32.30, 79.19, -107.86)),
-        ((1.0, 1.0, 1.0), (100, 0, 0)),
-        ((0.0, 0.0, 0.0), (0, 0, 0)),
-    ],
-)
-def test_lab_of_the_corners(rgb, lab):
-    assert rgb_to_lab(torch.tensor(rgb)).tolist() == pytest.approx(lab, abs=0.02)
-
-
-def test_lab_and_back():
-    rgb = torch.rand(1000, 3, dtype=torch.float64)
-    rgb[:50] *= 0.05  # where the curves are lines
-    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(rgb)), rgb, rtol=0, atol=1e-7)
-    far = lab_to_rgb(torch.tensor([[50.0, 150.0, -150.0], [120.0, 0.0, 0.0], [0.0, 90.0, 90.0]]))
-    assert far.isfinite().all()
-    assert far.min() >= 0
-    assert far.max() <= 1
-    assert far[1].tolist() == pytest.approx([1, 1, 1])
 
 
 # Hue and chroma
@@ -387,7 +307,7 @@ package = sys.modules["lightning_seg"] = types.ModuleType("lightning_seg")
 package.__path__ = [sys.argv[2] + "/lightning_seg"]
 import torch
 import torch.distributed as dist
-from lightning_seg.losses.colors import ABGrid
+from lightning_seg.losses.colorization import ABGrid
 
 rank, folder = int(os.environ["RANK"]), sys.argv[1]
 torch.set_num_threads(1)
