@@ -116,6 +116,7 @@ def pseudo_label_loss(
     scores: Tensor,
     threshold: float = 0.2,
     valid: Tensor | None = None,
+    ignore_index: int = 255,
 ) -> Tensor:
     """Cross-entropy on the segmenter's own labels, mean over the pixels that are kept.
 
@@ -131,7 +132,8 @@ def pseudo_label_loss(
         >>> round(pseudo_label_loss(logits, torch.tensor([[[[2.0, -2.0]]]])).item(), 4)
         0.2877
     """
-    return cross_entropy(logits, pseudo_labels(logits, scores, threshold, valid))
+    labels = pseudo_labels(logits, scores, threshold, valid, ignore_index)
+    return cross_entropy(logits, labels, ignore_index)
 
 
 def _at(scores: Tensor, valid: Tensor | None) -> Tensor:

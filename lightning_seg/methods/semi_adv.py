@@ -33,9 +33,9 @@ from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses import (
     CrossEntropy,
     adversarial_loss,
-    cross_entropy,
     discriminator_loss,
     one_hot_map,
+    pseudo_label_loss,
     pseudo_labels,
     score_map,
 )
@@ -205,8 +205,9 @@ class SemiAdvModule(TwoPlayerModule):
         if self.lambda_semi_adv > 0 and iteration >= self.semi_start_adv:
             terms["semi_adv"] = adversarial_loss(theirs.scores, theirs.valid)
         if self.lambda_semi > 0 and iteration >= self.semi_start:
-            labels = self.pseudo_labels(theirs)
-            terms["semi"] = cross_entropy(theirs.logits, labels, self.ignore_index)
+            terms["semi"] = pseudo_label_loss(
+                theirs.logits, theirs.scores, self.t_semi, theirs.valid, self.ignore_index
+            )
         return terms
 
     def pseudo_labels(self, judged: Judged) -> Tensor:
