@@ -44,11 +44,13 @@ SMALL_ENCODER = {
     "deeplab_v2": "resnet18",
     "deeplab_v3": "resnet18",
     "fcn": "resnet18",
+    "fcn8s": "vgg11",
     "hrnet_ocr": "hrnet_w18_small",
     "lraspp": "mobilenetv3_small_050",
     "pspnet": "resnet18",
     "unet": "mobilenetv3_small_050",
 }
+NARROW = {"fcn8s": ["--model.network.hidden=16"]}
 
 
 @pytest.fixture
@@ -94,6 +96,7 @@ def test_every_network_runs_every_verb(network: str, small: list[str], tmp_path:
         "-c",
         f"{ROOT}/configs/network/{network}.yaml",
         f"--model.network.encoder={SMALL_ENCODER[network]}",
+        *NARROW.get(network, []),
         *small,
     ]
     cli.main(["fit", *words])
