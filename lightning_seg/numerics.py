@@ -1,4 +1,7 @@
-"""What losses ask of their input, and how they leave void out."""
+"""Numerical conventions that losses and networks share: precision, shapes, means over valid pixels.
+
+This module imports torch only, so that losses and networks need not import each other.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,37 @@ import torch
 from torch import Tensor
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Return logits of less than 32 bits as float32, others as they are."""
-    if torch.promote_types(logits.dtype, torch.float32) != logits.dtype:
-        return logits.float()
-    return logits
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return values of less than 32 bits as float32, and all others unchanged.
+
+    Logarithms, exponentials and sums over pixels lose too many digits in half precision.
+
+    Args:
+        values: Any shape and dtype.
+
+    Returns:
+        The same shape; float32, or the dtype of `values` where that is wider.
+
+    Example:
+        >>> at_least_float32(torch.zeros(2, dtype=torch.bfloat16)).dtype
+        torch.float32
+        >>> at_least_float32(torch.zeros(2, dtype=torch.float64)).dtype
+        torch.float64
+    """
+    if torch.promote_types(values.dtype, torch.float32) != values.dtype:
+        return values.float()
+    return values
 
 
 def require_fit(logits: Tensor, target: Tensor) -> None:
-    """Refuse logits that are not (B, C, H, W) or a target that is not (B, H, W).
+    """Raise an error unless a target has one class id per pixel of the logits.
+
+    Args:
+        logits: Expected to be (B, C, H, W).
+        target: Expected to be (B, H, W).
 
     Raises:
-        ValueError: With both shapes.
+        ValueError: The shapes do not fit; the message names both.
     """
     if logits.ndim != 4 or target.shape != logits.shape[:1] + logits.shape[2:]:
         raise ValueError(
@@ -27,14 +49,23 @@ def require_fit(logits: Tensor, target: Tensor) -> None:
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the mean of the values that are valid, 0 where none is.
+    """Return the mean of the valid values.
+
+    The sum is over `values * valid`, so values that are not valid must be finite as well.
 
     Args:
-        values: Any shape; finite.
-        valid: Bool of the same shape; None takes all.
+        values: Any shape, finite.
+        valid: Bool, the shape of `values`, False for values to leave out; None counts all.
+
+    Returns:
+        A scalar; 0 with a zero gradient where no value is valid.
 
     Raises:
-        ValueError: Of another shape.
+        ValueError: `valid` has another shape than `values`.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False])).item()
+        2.0
     """
     if valid is None:
         return values.mean()
@@ -43,10 +74,14 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def require_mask(values: Tensor, valid: Tensor) -> None:
-    """Refuse a mask that would be spread over values of another shape.
+    """Raise an error unless a mask has the shape of the values, so that nothing is broadcast.
+
+    Args:
+        values: Any shape.
+        valid: Expected to have the same shape.
 
     Raises:
-        ValueError: With both shapes.
+        ValueError: The shapes differ; the message names both.
     """
     if valid.shape != values.shape:
         raise ValueError(

@@ -1,14 +1,17 @@
 """The losses of adversarial semi-supervised segmentation.
 
-With d the discriminator's logits, upsampled to the labels' size, and means over valid pixels,
+A discriminator returns one logit d per pixel, large where it takes a class map for a label. With d
+resized to the size of the label map, and every mean taken over the valid pixels,
 
     L_D    = 1/2 mean log(1 + exp(d(prediction))) + 1/2 mean log(1 + exp(-d(label)))
     L_adv  = mean log(1 + exp(-d(prediction)))
     L_semi = mean over pixels with sigmoid(d) >= T of -log p(most probable class)
 
 W.-C. Hung, Y.-H. Tsai, Y.-T. Liou, Y.-Y. Lin, M.-H. Yang: Adversarial Learning for Semi-Supervised
-Semantic Segmentation (BMVC 2018, arXiv 1802.07934). The paper writes sums over pixels; means are
-what the authors' code takes and what its weights belong to.
+Semantic Segmentation (BMVC 2018, arXiv 1802.07934).
+
+Difference from the paper: the paper sums over pixels. This module takes means, as the authors' code
+does; the published loss weights belong to means.
 """
 
 from __future__ import annotations
@@ -22,12 +25,23 @@ from lightning_seg.numerics import at_least_float32, masked_mean, require_mask
 
 
 def score_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a discriminator's (B, 1, h, w) logits at every pixel, (B, H, W) float32 at least.
+    """Resize the logits of a discriminator to the size of an image.
 
-    Bilinear, corners on corners, as the authors' code.
+    The interpolation is bilinear with `align_corners=True`, as in the authors' code.
+
+    Args:
+        scores: (B, 1, h, w) or (B, h, w) logits, any floating dtype.
+        size: Height H and width W of the result in pixels.
+
+    Returns:
+        (B, H, W) logits, float32 or wider.
 
     Raises:
-        ValueError: More than one channel.
+        ValueError: `scores` has more than one channel or another number of dimensions.
+
+    Example:
+        >>> score_map(torch.tensor([[[[0.0, 2.0]]]]), (2, 3)).tolist()
+        [[[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]]
     """
     if scores.ndim not in (3, 4) or (scores.ndim == 4 and scores.shape[1] != 1):
         raise ValueError(f"scores {tuple(scores.shape)}: expected (B, 1, h, w) or (B, h, w)")
@@ -38,21 +52,31 @@ def score_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def adversarial_loss(scores: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean of `-log sigmoid(d)`: small where the discriminator takes predictions for labels.
+    """Return L_adv, the mean of -log sigmoid(d).
+
+    The loss is small where the discriminator takes predictions for labels; the segmenter
+    minimises it.
 
     Args:
-        scores: (B, 1, h, w) or (B, h, w) logits of predictions.
-        valid: (B, H, W) bool, False where a pixel does not count; scores of another size are
-            upsampled to it. None counts every score.
+        scores: (B, 1, h, w) or (B, h, w) logits d of the discriminator for predictions, any
+            floating dtype; computed in float32 or wider.
+        valid: (B, H, W) bool, False for pixels to leave out. Scores of another size are resized
+            to (H, W). None averages over all scores at their own size.
 
     Returns:
-        A scalar, at least 0; 0 where nothing is valid.
+        A scalar, at least 0; 0 with a zero gradient where no pixel is valid.
+
+    Raises:
+        ValueError: The shapes do not fit.
 
     Example:
+        A discriminator that cannot decide returns d = 0 at all of 2x2 pixels, and the loss is
+        -log(1/2) = 0.6931.
+
         >>> round(adversarial_loss(torch.zeros(1, 1, 2, 2)).item(), 4)
         0.6931
     """
-    return masked_mean(F.softplus(-_at(scores, valid)), valid)
+    return masked_mean(F.softplus(-_resized(scores, valid)), valid)
 
 
 def discriminator_loss(
@@ -61,24 +85,33 @@ def discriminator_loss(
     fake_valid: Tensor | None = None,
     real_valid: Tensor | None = None,
 ) -> Tensor:
-    """Half the mean cross-entropy of predictions and half that of labels; log 2 for no idea.
+    """Return L_D, the binary cross-entropy of the discriminator.
+
+    Predictions have the target 0 and labels the target 1; each kind contributes half of its mean.
 
     Args:
-        fake: (B, 1, h, w) or (B, h, w) logits of predictions.
-        real: The same of labels.
-        fake_valid: (B, H, W) bool, False where a pixel does not count.
-        real_valid: The same of labels.
+        fake: (B, 1, h, w) or (B, h, w) logits d for predictions, any floating dtype; computed in
+            float32 or wider.
+        real: (B', 1, h', w') or (B', h', w') logits d for labels.
+        fake_valid: (B, H, W) bool, False for pixels of predictions to leave out. Scores of another
+            size are resized to (H, W). None averages over all scores at their own size.
+        real_valid: (B', H', W') bool, False for pixels of labels to leave out.
 
     Returns:
-        A scalar, at least 0.
+        A scalar, at least 0; log 2 = 0.6931 for a discriminator that cannot decide.
+
+    Raises:
+        ValueError: The shapes do not fit.
 
     Example:
+        d = 0 for 2x2 pixels of a prediction, and for 2x2 pixels of a label.
+
         >>> scores = torch.zeros(1, 1, 2, 2)
         >>> round(discriminator_loss(scores, scores).item(), 4)
         0.6931
     """
-    of_fake = masked_mean(F.softplus(_at(fake, fake_valid)), fake_valid)
-    return (of_fake + adversarial_loss(real, real_valid)) / 2
+    of_predictions = masked_mean(F.softplus(_resized(fake, fake_valid)), fake_valid)
+    return (of_predictions + adversarial_loss(real, real_valid)) / 2
 
 
 def pseudo_labels(
@@ -88,21 +121,34 @@ def pseudo_labels(
     valid: Tensor | None = None,
     ignore_index: int = 255,
 ) -> Tensor:
-    """Return the most probable class where the discriminator is confident enough, else void.
+    """Return the most probable class of every pixel where the discriminator is confident enough.
 
     Args:
-        logits: (B, C, H, W) of the segmenter.
-        scores: (B, 1, h, w) or (B, h, w) logits of the discriminator; upsampled if smaller.
-        threshold: T: pixels with `sigmoid(d) >= T` are kept; 0 keeps all, above 1 none.
-        valid: (B, H, W) bool, False where an image is padding; None keeps these.
-        ignore_index: The id of pixels that are not kept.
+        logits: (B, C, H, W) logits of the segmenter, any floating dtype.
+        scores: (B, 1, h, w) or (B, h, w) logits d of the discriminator; resized to (H, W).
+        threshold: T, the smallest confidence `sigmoid(d)` of a pixel that is kept; 0 keeps all
+            pixels, a value above 1 keeps none.
+        valid: (B, H, W) bool, False for pixels that are never kept, such as padding; None
+            restricts nothing.
+        ignore_index: The class id of pixels that are not kept.
 
     Returns:
-        (B, H, W) int64, without gradient.
+        (B, H, W) int64 class ids, without gradient.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Example:
+        2x2 pixels of class 1. The discriminator is confident in the left column only.
+
+        >>> logits = torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1).expand(1, 2, 2, 2)
+        >>> scores = torch.tensor([[[[2.0, -2.0], [2.0, -2.0]]]])
+        >>> pseudo_labels(logits, scores, threshold=0.5).tolist()
+        [[[1, 255], [1, 255]]]
     """
     with torch.no_grad():
         size = (logits.shape[-2], logits.shape[-1])
-        labels = logits.max(1).indices
+        labels = logits.max(1).indices  # (B, C, H, W) -> (B, H, W)
         keep = score_map(scores, size).sigmoid() >= threshold
         if valid is not None:
             require_mask(labels, valid)
@@ -118,24 +164,40 @@ def pseudo_label_loss(
     valid: Tensor | None = None,
     ignore_index: int = 255,
 ) -> Tensor:
-    """Cross-entropy on the segmenter's own labels, mean over the pixels that are kept.
+    """Return L_semi, the cross-entropy on the pseudo-labels of the segmenter itself.
 
-    Arguments as of `pseudo_labels`; there is no gradient to the scores.
+    The mean is over the pixels that `pseudo_labels` keeps. The scores get no gradient.
+
+    Args:
+        logits: (B, C, H, W) logits of the segmenter, any floating dtype; computed in float32 or
+            wider.
+        scores: (B, 1, h, w) or (B, h, w) logits d of the discriminator; resized to (H, W).
+        threshold: T, the smallest confidence `sigmoid(d)` of a pixel that is kept; 0 keeps all
+            pixels, a value above 1 keeps none.
+        valid: (B, H, W) bool, False for pixels that are never kept, such as padding; None
+            restricts nothing.
+        ignore_index: The class id of pixels that are not kept, which must not be in [0, C).
 
     Returns:
-        A scalar; 0 with a zero gradient where no pixel is kept.
+        A scalar, at least 0; 0 with a zero gradient where no pixel is kept.
+
+    Raises:
+        ValueError: The shapes do not fit.
 
     Example:
-        Two pixels with p = 3/4 for their class, of which one is kept: log 4/3.
+        2x2 pixels whose most probable class has p = 3/4. The discriminator is confident in the
+        left column only, and the mean over the left column is log 4/3 = 0.2877.
 
-        >>> logits = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).log().view(1, 2, 1, 2)
-        >>> round(pseudo_label_loss(logits, torch.tensor([[[[2.0, -2.0]]]])).item(), 4)
+        >>> logits = torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1).expand(1, 2, 2, 2)
+        >>> scores = torch.tensor([[[[2.0, -2.0], [2.0, -2.0]]]])
+        >>> round(pseudo_label_loss(logits, scores, threshold=0.5).item(), 4)
         0.2877
     """
     labels = pseudo_labels(logits, scores, threshold, valid, ignore_index)
     return cross_entropy(logits, labels, ignore_index)
 
 
-def _at(scores: Tensor, valid: Tensor | None) -> Tensor:
+def _resized(scores: Tensor, valid: Tensor | None) -> Tensor:
+    """Return (B, H, W) scores at the size of the mask, or at their own size without a mask."""
     size = scores.shape if valid is None else valid.shape
     return score_map(scores, (size[-2], size[-1]))

@@ -1,4 +1,4 @@
-"""Per-pixel cross-entropy, safe where nothing is labelled."""
+"""Per-pixel cross-entropy that is 0, and not NaN, where no pixel is labelled."""
 
 from __future__ import annotations
 
@@ -18,27 +18,35 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean negative log-likelihood of the labelled pixels.
+    """Return the mean negative log-likelihood of the labelled pixels.
 
-    `L = sum_i w_{y_i} * -log softmax(z_i)_{y_i} / sum_i w_{y_i}` over pixels i with a label. It
-    is `torch.nn.functional.cross_entropy`, but 0 with a zero gradient instead of NaN where no
-    pixel is labelled.
+    With logits z, class ids y and class weights w, over all pixels i that are labelled,
+
+        L = sum_i w_{y_i} * -log softmax(z_i)_{y_i} / sum_i w_{y_i}
+
+    `torch.nn.functional.cross_entropy` computes the same, but is NaN where no pixel is labelled.
 
     Args:
-        logits: (B, C, H, W), any floating dtype; computed in float32 at least.
+        logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
         target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
-        ignore_index: The id of pixels that do not count.
-        class_weights: (C,) weights; None weighs all classes alike.
-        label_smoothing: Share of the target spread over all classes, in [0, 1].
+        ignore_index: The class id of pixels to leave out.
+        class_weights: (C,) weights of the classes, at least 0; None weighs all classes by 1.
+        label_smoothing: Share of the target distribution that is spread evenly over all classes,
+            in [0, 1]; 0 keeps one-hot targets.
 
     Returns:
-        A scalar, at least 0.
+        A scalar, at least 0; 0 with a zero gradient where no pixel is labelled.
+
+    Raises:
+        IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
 
     Example:
-        Two pixels with p(truth) = 1/2 and 3/4, one void: (log 2 + log 4/3) / 2 = 0.4904.
+        2x2 pixels, of which two are labelled with p(true class) = 1/2 and 3/4:
+        (log 2 + log 4/3) / 2 = 0.4904.
 
-        >>> logits = torch.tensor([[0.5, 0.25, 0.1], [0.5, 0.75, 0.9]]).log().view(1, 2, 1, 3)
-        >>> target = torch.tensor([[[0, 1, 255]]])
+        >>> p_class_1 = torch.tensor([[0.5, 0.75], [0.9, 0.1]])
+        >>> logits = torch.stack([1 - p_class_1, p_class_1])[None].log()
+        >>> target = torch.tensor([[[0, 1], [255, 255]]])
         >>> round(cross_entropy(logits, target).item(), 4)
         0.4904
     """
@@ -53,21 +61,31 @@ def cross_entropy(
         reduction="sum",
         label_smoothing=label_smoothing,
     )
-    valid = target != ignore_index
+    valid = target != ignore_index  # (B, H, W)
     if class_weights is None:
         weight = valid.sum().to(total.dtype)
     else:
+        # (C,) -> (B, H, W), the weight of every pixel's class, summed
         weight = (class_weights[target.where(valid, 0)] * valid).sum().to(total.dtype)
     return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 class CrossEntropy(nn.Module):
-    """`cross_entropy` with its constants.
+    """`cross_entropy` as a module that holds the constants.
 
     Args:
-        ignore_index: The id of pixels that do not count.
-        class_weights: One weight per class; None weighs all alike.
-        label_smoothing: Share of the target spread over all classes, in [0, 1].
+        ignore_index: The class id of pixels to leave out.
+        class_weights: One weight per class, at least 0; None weighs all classes by 1.
+        label_smoothing: Share of the target distribution that is spread evenly over all classes,
+            in [0, 1]; 0 keeps one-hot targets.
+
+    Shape:
+        (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
+
+    Example:
+        >>> loss = CrossEntropy()
+        >>> round(loss(torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 255]]])).item(), 4)
+        0.6931
     """
 
     class_weights: Tensor | None
@@ -85,7 +103,15 @@ class CrossEntropy(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of (B, C, H, W) logits on a (B, H, W) target, a scalar."""
+        """Return the loss; see `cross_entropy`.
+
+        Args:
+            logits: (B, C, H, W), any floating dtype.
+            target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
+
+        Returns:
+            A scalar, at least 0.
+        """
         return cross_entropy(
             logits, target, self.ignore_index, self.class_weights, self.label_smoothing
         )

@@ -454,5 +454,5 @@ def test_shapes_that_do_not_fit(target):
     ],
 )
 def test_settings_out_of_range(make, named):
-    with pytest.raises(ValueError, match=f"{named} must .*--model.target.{named}"):
+    with pytest.raises(ValueError, match=rf"^{named} must .* \(option: {named}=\)$"):
         make()
