@@ -1,14 +1,17 @@
-"""The command: `python cli.py {check,pipeline,fit,validate,test,predict} -c configs/...yaml`."""
+"""The command: `python cli.py {fit,validate,test,predict,check,pipeline,configs} ...`."""
 
+import sys
 from typing import Any
 
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from datamodules import DataError, SegmentationDataModule, scan
+from datamodules import SegmentationDataModule, scan
 from lightning_seg import MethodModule, callbacks
-from lightning_seg.commands.check import unless_check
-from lightning_seg.commands.messages import ReadableParser, forget_pretraining, told_plainly
-from lightning_seg.commands.pipeline import unless_pipeline
+from lightning_seg.commands.check import check
+from lightning_seg.commands.messages import plain_errors
+from lightning_seg.commands.parser import ReadableParser, forget_pretraining
+from lightning_seg.commands.pieces import configs
+from lightning_seg.commands.pipeline import pipeline
 
 
 class SegmentationCLI(LightningCLI):
@@ -23,20 +26,35 @@ class SegmentationCLI(LightningCLI):
         parser.set_defaults({"model": "CrossEntropyModule", "data": "SyntheticScenesDataModule"})
 
     def _parse_ckpt_path(self) -> None:
-        """Let the command line win, where Lightning would take the checkpoint's settings."""
+        """Take settings from the command line, where Lightning would take the checkpoint's."""
         forget_pretraining(self.config[self.config.subcommand])
 
     def after_instantiate_classes(self) -> None:
-        """Find the data first: what is wrong with it is told before any folder is made."""
+        """Set the data up first, so that a mistake in them is reported before a folder is made."""
         self.datamodule.setup(self.subcommand)
 
     def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
-        """Predict; unless asked for, keep nothing in memory: the files are the result."""
+        """Predict; keep nothing in memory unless asked, because the files are the result."""
         self.trainer.predict(return_predictions=bool(return_predictions), **kwargs)
 
 
-def main(args: ArgsType = None) -> SegmentationCLI:
-    """Run the command with these arguments (None: the process's own)."""
+def main(args: list[str] | None = None) -> SegmentationCLI | int:
+    """Run the command.
+
+    Args:
+        args: The words of the command line; None takes the process's own.
+
+    Returns:
+        Lightning's command object with trainer, model and data for `fit`, `validate`, `test` and
+        `predict`; the exit code for the other verbs.
+    """
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["check"]:
+        return check(words[1:], SegmentationDataModule, scan)
+    if words[:1] == ["pipeline"]:
+        return pipeline(words[1:], main)
+    if words[:1] == ["configs"]:
+        return configs(words[1:])
     return SegmentationCLI(
         MethodModule,
         SegmentationDataModule,
@@ -46,14 +64,15 @@ def main(args: ArgsType = None) -> SegmentationCLI:
         seed_everything_default=0,
         parser_class=ReadableParser,
         save_config_callback=callbacks.LoggedConfig,
-        args=unless_check(unless_pipeline(args, main), SegmentationDataModule, scan),
+        args=args,
     )
 
 
 def run() -> None:
-    """Run the command; a user's mistake becomes one message."""
-    with told_plainly(DataError):
-        main()
+    """Run the command as a process: a user's mistake becomes one message and a failed exit."""
+    with plain_errors(ReadableParser.keys):
+        result = main()
+    sys.exit(result if isinstance(result, int) else 0)
 
 
 if __name__ == "__main__":

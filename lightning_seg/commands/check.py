@@ -1,6 +1,7 @@
-"""The command `check`: options, and what a person gets to see of a dataset's report.
+"""The verb `check`: its options, and how the report of a dataset is shown.
 
-It gets the data module and the scan from `cli.py`: nothing here knows how data are read.
+`cli.py` passes the data module's class and the function that reads a dataset: this file does not
+know how data are read.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_seg.callbacks import ON_EVERY_RUN
-from lightning_seg.commands.messages import ReadableParser
+from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.errors import SetupError
+from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, contact_sheet, share_chart
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 REPORT, CHART, SHEET = "report.json", "class_shares.png", "contact_sheet.jpg"
 
-# what else a configuration holds; accepted, so that a run's own can be given, and not looked at
+# a run's own configuration is accepted, and these parts of it are not used
 _OTHER_PARTS = (
     "model",
     "trainer",
@@ -43,26 +45,27 @@ _OTHER_PARTS = (
 )
 
 
-def unless_check(
-    args: Any, data_class: type[LightningDataModule], scan: Callable[..., Report]
-) -> Any:
-    """Return the arguments; if they ask for `check`, run that instead and exit.
+def check(
+    words: Sequence[str], data_class: type[LightningDataModule], scan: Callable[..., Report]
+) -> int:
+    """Read a dataset, print the report and write its files.
 
     Args:
-        args: As `LightningCLI` takes them; None is the process's own.
-        data_class: What `--data` may name a subclass of.
-        scan: Makes the report of a data module, with a number of workers, telling its progress.
+        words: The command line after `check`.
+        data_class: The base class of the data modules that `--data` may name.
+        scan: Makes the report of a data module, given the number of worker processes and a
+            function that is called with split, images read and images in all.
+
+    Returns:
+        The exit code: 0 where nothing is wrong with the data, 1 where something is.
 
     Raises:
-        SystemExit: With 0 where nothing is wrong with the data, 1 where something is, 2 where
-            an option is wrong.
+        SystemExit: With 2, an option is wrong.
+        SetupError: The output folder cannot be written to.
         DataError: No split was found.
     """
-    words = sys.argv[1:] if args is None else args
-    if not isinstance(words, list) or words[:1] != ["check"]:
-        return args
     parser = check_parser(data_class)
-    options = parser.parse_args(words[1:])
+    options = parser.parse_args(words)
     data = parser.instantiate_classes(options).data
     output = _emptied(Path(options.output).expanduser())
     with _progress() as progress:
@@ -76,35 +79,36 @@ def unless_check(
         report = scan(data, options.workers, advance)
     colors = color_table(data.num_classes, data.palette)
     _show(report, colors)
-    content = {"data": options.data.as_dict(), **report.as_dict()}
     written = [REPORT, *_draw(report, colors, output)]
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
-    (output / REPORT).write_text(f"{text}\n", encoding="utf-8")
+    content = {"data": options.data.as_dict(), **report.as_dict()}
+    with write_whole(output / REPORT) as part:
+        text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
+        part.write_text(f"{text}\n", encoding="utf-8")
     count = sum(len(split.source) for split in report.splits.values())
-    found = f"{len(report.defects) or 'no'} defect{'s' * (len(report.defects) != 1)}"
+    defects = f"{len(report.defects) or 'no'} defect{'s' * (len(report.defects) != 1)}"
     images = f"{count} image{'s' * (count != 1)}"
-    print(f"{found} in {images}; {', '.join(written)} are in {output}")
-    sys.exit(1 if report.defects else 0)
+    print(f"{defects} in {images}; {', '.join(written)} are in {output}")
+    return 1 if report.defects else 0
 
 
 def check_parser(data_class: type[LightningDataModule]) -> ReadableParser:
     """Return the parser of `check`'s options."""
     parser = ReadableParser(
         prog=f"{Path(sys.argv[0]).name} check",
-        description="Read the whole dataset once: what it holds, and what is wrong with it.",
+        description=VERBS["check"],
     )
     parser.add_argument(
         "-c",
         "--config",
         action=ActionConfigFile,
-        help="A configuration, as for fit; its part `data` counts.",
+        help="A configuration, as for fit. Only its part `data` is used.",
     )
     parser.add_argument("--output", default="runs/check", help="The folder for the report.")
     parser.add_argument(
         "--workers",
         type=NonNegativeInt | None,
         default=None,
-        help="Reading processes; 0 reads in this one, null takes one per core.",
+        help="Number of processes that read; 0 reads in this one, null takes one per core.",
     )
     parser.add_subclass_arguments(data_class, "data", fail_untyped=False, required=True)
     parser.set_defaults({"data": "SyntheticScenesDataModule"})
@@ -114,13 +118,13 @@ def check_parser(data_class: type[LightningDataModule]) -> ReadableParser:
 
 
 def _emptied(output: Path) -> Path:
-    """Make the folder, without what an earlier check left there."""
+    """Make the folder, and remove the files of an earlier check from it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name in (REPORT, CHART, SHEET):
             (output / name).unlink(missing_ok=True)
     except OSError as error:
-        raise SetupError(f"{output} cannot be written to: {error} (option: --output)") from error
+        raise SetupError(f"{output} cannot be written to: {error}", option="output") from error
     return output
 
 
@@ -138,7 +142,7 @@ def _progress() -> Progress:
 
 
 def _draw(report: Report, colors: Any, output: Path) -> list[str]:
-    """Draw what there is to draw; return the files' names."""
+    """Write the chart and the contact sheet where there is something to draw; return names."""
     written = []
     classes = len(report.class_names)
     labeled = {name: split for name, split in report.splits.items() if split.labeled}

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import itertools
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_seg.errors import SetupError
-from lightning_seg.training.checkpoints import NO_PRETRAINING, PARTS
+from lightning_seg.commands.pieces import find_piece
+from lightning_seg.errors import UserError
 
 # Lightning's own use of torch's pytree, said on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -35,58 +32,26 @@ _TYPE = re.compile(
 )
 _REFUSED = re.compile(r"(?:Option|option) '([\w.]+)' is not accepted|not accept option '([\w.]+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --trainer\.(\w+)()")
-# what jsonargparse 4 makes of a null that belongs to an object within an object
-_DEEP_NULL = re.compile(r"NestedArg\(key='([\w.]+)', val='None'\)")
 _CLASS = re.compile(r"class_path(?:=| )'([\w.]+)'")
-
-
-class ReadableParser(LightningArgumentParser):
-    """Names the unknown key, where it stands and what may have been meant; then exits with 2."""
-
-    _words: Sequence[str] = ()
-
-    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
-        """Parse, remembering the words for an error message."""
-        self._words = sys.argv[1:] if args is None else list(args)
-        return super().parse_args(args, **options)
-
-    def add_subcommands(self, *args: Any, **options: Any) -> Any:
-        """Begin with those that are no Trainer's, which the help must name.
-
-        `lightning_seg.commands.check` and `lightning_seg.commands.pipeline` run them.
-        """
-        subcommands = super().add_subcommands(*args, **options)
-        about = {
-            "check": "Read the whole dataset once: what it holds, and what is wrong with it.",
-            "pipeline": "Fit several times, each time from the encoder of the time before.",
-        }
-        for name, help_ in about.items():
-            subcommands.add_subcommand(name, ReadableParser(), help=help_)
-        return subcommands
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what matters of an error and leave."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        sys.stderr.write(f"error: {explain(message, self._words)}\n")
-        self.exit(2)
+_OPTIONS = re.compile(r"\((options?): ([^()]*=[^()]*)\)")
 
 
 def explain(message: str, words: Sequence[str]) -> str:
-    """Shorten jsonargparse's message and say where the mistake is and what may be meant.
+    """Shorten jsonargparse's message, and say where the mistake is and what may be meant.
 
     Args:
         message: The library's message.
         words: The command line, in which the configuration files are looked up.
+
+    Returns:
+        One or a few lines.
     """
-    # what PyYAML calls a file that was read for it
+    # PyYAML's name for a file whose text it was handed
     message = message.replace('"<unicode string>"', " or ".join(map(str, _files(words))))
     lines = [
         line.strip(" -") for line in message.splitlines() if not _NOISE.match(line.strip(" -"))
     ]
     kept = [_TYPE.sub("", line) for line in lines] or [message]
-    if deep := _DEEP_NULL.search(message):
-        return f"{deep[1]} can be made null only in a configuration file, not on the command line"
     refused = _REFUSED.search(message) or _UNRECOGNIZED.search(message)
     if refused is None:
         return "\n  ".join(kept)
@@ -113,8 +78,12 @@ def _options_of(class_path: str) -> list[str]:
 
 def _files(words: Sequence[str]) -> list[Path]:
     """Return the configuration files on a command line, also of `--config=FILE`."""
-    named = [Path(word.rpartition("=")[2]) for word in words]
-    return [file for file in named if file.suffix in (".yaml", ".yml", ".json") and file.is_file()]
+    named = [find_piece(word.rpartition("=")[2]) for word in words]
+    return [
+        file
+        for file in named
+        if isinstance(file, Path) and file.suffix in (".yaml", ".yml", ".json") and file.is_file()
+    ]
 
 
 def _find(key: str, words: Sequence[str]) -> list[str]:
@@ -128,34 +97,59 @@ def _find(key: str, words: Sequence[str]) -> list[str]:
     ]
 
 
-def forget_pretraining(config: Namespace) -> None:
-    """Start from random weights where a checkpoint is given, which brings the weights itself.
+def in_flags(message: str, scope: str, keys: Sequence[str]) -> str:
+    """Show the options at the end of a `UserError`'s message as flags of the command.
 
     Args:
-        config: A subcommand's configuration.
+        message: The text of the error: `... (option: labeled=)`.
+        scope: The part of a configuration that holds an option without a prefix.
+        keys: Every key of the configuration in force.
+
+    Returns:
+        The message with `(option: --data.labeled)`. An option of an object within an object is
+        looked up in the keys, so that `bins` becomes `--model.target.bins`.
     """
-    if config.get("ckpt_path") is None:
-        return
-    for part, (name, nothing) in itertools.product(PARTS, NO_PRETRAINING.items()):
-        key = f"model.init_args.{part}.init_args.{name}"
-        if key in config:
-            config[key] = nothing
+    places = [key.replace(".init_args.", ".").removesuffix(".init_args") for key in keys]
+    known = {place.partition(".")[0] for place in places} | {"data", "model", "trainer"}
+
+    def flag(option: str) -> str:
+        name, _, value = option.partition("=")
+        return f"--{_place(name, scope, places, known)}{f' {value}' * bool(value)}"
+
+    def shown(match: re.Match[str]) -> str:
+        return f"({match[1]}: {', '.join(map(flag, match[2].split(', ')))})"
+
+    return _OPTIONS.sub(shown, message)
+
+
+def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str:
+    first = name.partition(".")[0]
+    if "." in name and first in known:
+        return name
+    if (usual := f"{scope}.{name}") in places:
+        return usual
+    nested = [place for place in places if place.endswith(f".{name}")]
+    nested.sort(key=lambda place: (not place.startswith(f"{scope}."), place.count(".")))
+    return nested[0] if nested else usual
 
 
 @contextmanager
-def told_plainly(*kinds: type[Exception]) -> Iterator[None]:
-    """Print an error of these kinds, or what it caused, without traceback; exit with 1.
+def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Print a user's mistake, or the mistake that caused an error, without traceback; exit with 1.
 
-    Lightning's errors of configuration and missing files are told likewise.
+    These are `UserError`s, Lightning's errors of configuration, and missing files.
+
+    Args:
+        keys: Returns the keys of the configuration in force; called when there is an error.
     """
-    kinds = (*kinds, SetupError, MisconfigurationException, FileNotFoundError)
+    kinds = (UserError, MisconfigurationException, FileNotFoundError)
     try:
         yield
     except Exception as error:
         if isinstance(error, KeyError) and error.args == ("pytorch-lightning_version",):
             sys.exit(
-                "error: the file of --ckpt_path is no checkpoint of a training. What an encoder "
-                "starts from goes to --model.network.weights or --model.encoder.weights"
+                "error: the file of --ckpt_path is no checkpoint of a training. A file of encoder "
+                "weights goes to --model.network.weights or --model.encoder.weights"
             )
         each: BaseException | None = error
         while each is not None and not isinstance(each, kinds):
@@ -164,4 +158,6 @@ def told_plainly(*kinds: type[Exception]) -> Iterator[None]:
             raise
         # a loader process hands its whole traceback over as the message
         message = re.split(rf"\b{type(each).__name__}: ", str(each))[-1].strip()
+        if isinstance(each, UserError):
+            message = in_flags(message, each.scope, keys())
         sys.exit(f"error: {message}")

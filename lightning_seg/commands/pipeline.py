@@ -14,7 +14,6 @@ import argparse
 import gc
 import hashlib
 import json
-import os
 import sys
 import warnings
 import zipfile
@@ -29,7 +28,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 import lightning_seg
+from lightning_seg.commands.pieces import find_piece, find_pieces
 from lightning_seg.errors import SetupError
+from lightning_seg.files import write_whole
 
 ENCODER, SETTINGS, DONE = "encoder.pt", "settings.json", "done"
 
@@ -50,31 +51,30 @@ class Stage(NamedTuple):
         return self.folder / ENCODER
 
 
-def unless_pipeline(args: Any, fit: Callable[[list[str]], Any]) -> Any:
-    """Return the arguments; if they ask for `pipeline`, run that instead and exit with 0.
+def pipeline(words: Sequence[str], fit: Callable[[list[str]], Any]) -> int:
+    """Run the stages that a command line asks for, or print their configurations.
 
     Args:
-        args: As `LightningCLI` takes them; None is the process's own.
-        fit: The command, called with the words of each stage.
+        words: The command line after `pipeline`.
+        fit: The command; it is called with the words of each stage.
+
+    Returns:
+        The exit code, 0.
 
     Raises:
-        SystemExit: With 0 when all stages are done, or with `--print_config` their configurations
-            are printed, 2 where an option is wrong.
-        SetupError: A stage that cannot be, or whose settings have changed since it began.
+        SystemExit: With 2, an option is wrong.
+        SetupError: A stage cannot run, or its settings have changed since it began.
     """
-    words = sys.argv[1:] if args is None else args
-    if not isinstance(words, Sequence) or list(words[:1]) != ["pipeline"]:
-        return args
-    # sys.argv stays as it is: processes of DDP are started with it
+    # sys.argv stays as it is, because the processes of DDP are started with it
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    printed, behind = _without(list(words[1:]), "--print_config")
-    stages = stages_of(behind)
+    printed, rest = _without(list(words), "--print_config")
+    stages = stages_of(rest)
     for number, stage in enumerate(stages if printed else (), start=1):
         print(f"# stage {number}: {stage.name}", flush=True)
         _returning(fit, ["fit", *stage.words, *printed[:1]])
     if not printed:
         run(stages, fit)
-    sys.exit(0)
+    return 0
 
 
 def stages_of(words: list[str]) -> list[Stage]:
@@ -84,7 +84,7 @@ def stages_of(words: list[str]) -> list[Stage]:
     and at last the stage's own words: whatever is more special comes later and wins.
     """
     parser = argparse.ArgumentParser(
-        prog="cli.py pipeline",
+        prog=f"{Path(sys.argv[0]).name} pipeline",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -99,16 +99,17 @@ def stages_of(words: list[str]) -> list[Stage]:
     )
     chunks = _split(words)
     given, common = parser.parse_known_args(chunks[0])
-    own: list[list[str]] = [[] for _ in given.stages]
+    pieces = [piece for pattern in given.stages for piece in find_pieces(pattern)]
+    own: list[list[str]] = [[] for _ in pieces]
     for number, *more in chunks[1:]:
         if not number.isdigit() or not 1 <= int(number) <= len(own):
             parser.error(f"--stage {number}: there are the stages 1 to {len(own)}")
         own[int(number) - 1] += more
-    names = [Path(file).stem for file in given.stages]
+    names = [Path(file).stem for file in pieces]
     if len(set(names)) < len(names):
         parser.error(f"two of the stages have one name: {', '.join(names)}")
     stages = []
-    for name, file, more in zip(names, given.stages, own, strict=True):
+    for name, file, more in zip(names, pieces, own, strict=True):
         files = [word for each in (*given.config, file) for word in ("-c", each)]
         words = [*files, *common, *more]
         trains_encoder = _trains_encoder(words)
@@ -203,9 +204,9 @@ def _values(words: Sequence[str], *names: str) -> list[str]:
 
 
 def _config_files(words: Sequence[str]) -> list[Path]:
-    files = [Path(value) for value in _values(words, "-c", "--config")]
+    files = [Path(find_piece(value)) for value in _values(words, "-c", "--config")]
     if missing := [str(file) for file in files if not file.is_file()]:
-        raise SetupError(f"configuration file {missing[0]} does not exist (option: --config)")
+        raise SetupError(f"configuration file {missing[0]} does not exist", option="config")
     return files
 
 
@@ -267,10 +268,8 @@ def _require_unchanged(folder: Path, settings: dict[str, Any]) -> None:
 
 @rank_zero_only
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with write_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 @rank_zero_only

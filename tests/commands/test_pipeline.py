@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_seg import SetupError
-from lightning_seg.commands.pipeline import last_checkpoint, run, stages_of, unless_pipeline
+from lightning_seg.commands.pipeline import last_checkpoint, pipeline, run, stages_of
 
 PROXY = "model:\n  class_path: lightning_seg.MixMatchModule\n"
 TUNE = "model:\n  class_path: lightning_seg.CrossEntropyModule\n"
@@ -197,11 +197,16 @@ def test_a_missing_file_is_told(files):
         stages_of(["--stages", "4.yaml", "--out", "o"])
 
 
-def test_other_commands_are_left_alone(files):
-    assert unless_pipeline(["fit", "--x"], None) == ["fit", "--x"]
-    with pytest.raises(SystemExit) as stopped:
-        unless_pipeline(["pipeline", *WORDS], Fit())
-    assert stopped.value.code == 0
+def test_the_verb_returns_its_exit_code(files):
+    assert pipeline(WORDS, Fit()) == 0
+
+
+def test_a_pattern_that_the_shell_left_alone_names_the_stages(files):
+    (stage,) = stages_of(["--stages", "3_*.yaml", "--out", "o"])
+    assert stage.name == "3_c"
+    shipped = stages_of(["--stages", "configs/mix_match/*.yaml", "--out", "o"])
+    assert [stage.name for stage in shipped] == ["1_proxy", "2_match", "3_finetune"]
+    assert [stage.trains_encoder for stage in shipped] == [True, True, False]
 
 
 def test_configurations_are_printed_and_nothing_is_begun(files, capsys):
@@ -211,9 +216,7 @@ def test_configurations_are_printed_and_nothing_is_begun(files, capsys):
         calls.append(words)
         raise SystemExit(0)
 
-    with pytest.raises(SystemExit) as stopped:
-        unless_pipeline(["pipeline", *WORDS, "--stage", "3", "--print_config"], fit)
-    assert stopped.value.code == 0
+    assert pipeline([*WORDS, "--stage", "3", "--print_config"], fit) == 0
     assert [words[-1] for words in calls] == ["--print_config"] * 3
     assert capsys.readouterr().out.splitlines() == [
         "# stage 1: 1_a",
@@ -222,7 +225,7 @@ def test_configurations_are_printed_and_nothing_is_begun(files, capsys):
     ]
     assert not Path("out").exists()
     with pytest.raises(SystemExit) as stopped:
-        unless_pipeline(["pipeline", *WORDS, "--print_config"], lambda words: sys.exit(2))
+        pipeline([*WORDS, "--print_config"], lambda words: sys.exit(2))
     assert stopped.value.code == 2
 
 

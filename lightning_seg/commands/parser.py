@@ -1,0 +1,283 @@
+"""The parser of the command: pieces of configuration, and a help that a person can read."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import itertools
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_seg.commands.messages import explain
+from lightning_seg.commands.pieces import find_piece
+from lightning_seg.training.checkpoints import NO_PRETRAINING, PARTS
+
+VERBS = {
+    "check": "Read the whole dataset once, and report what it holds and what is wrong with it.",
+    "pipeline": "Run several trainings, each of which starts from the encoder of the one before.",
+    "configs": "List the pieces of configuration that come with the package.",
+}
+"""The verbs that are not the Trainer's, with their line in `--help`."""
+
+JOINED = ("trainer.callbacks", "trainer.logger")
+"""Options of which each piece may bring some."""
+
+OPTIMIZING = (
+    "model.optimizer",
+    "model.lr_scheduler",
+    "model.opponent_optimizer",
+    "model.opponent_lr_scheduler",
+)
+"""Options whose arguments mean something else for another class."""
+
+_SUBCLASSES = re.compile(r"(, known subclasses: )(.*?)(\)?)$", re.DOTALL)
+_MOST_NAMED = 12
+
+
+class ReadableParser(LightningArgumentParser):
+    """Parses pieces of configuration and flags; a mistake is one message and exit code 2.
+
+    The message names the unknown key, the file and line it stands in, and what may have been meant.
+
+    Attributes:
+        parsed: The configuration that was parsed last. An error that names an option without its
+            place in the configuration is completed from it.
+    """
+
+    parsed: ClassVar[Any] = Namespace()  # type: ignore[no-untyped-call]
+    _words: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, formatter_class=_ShortHelp, **options)
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return every key of the configuration that was parsed last, objects included."""
+        return list(cls.parsed.keys(branches=True))
+
+    def add_argument(self, *args: Any, **options: Any) -> Any:
+        """Add an argument; configuration files are read as pieces."""
+        if options.get("action") is ActionConfigFile:
+            options["action"] = _Piece
+        return super().add_argument(*args, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Parse the words of a command line, by default the process's own."""
+        self._words = sys.argv[1:] if args is None else list(args)
+        found = super().parse_args(_as_pieces(self._words), **options)
+        verb = found.get("subcommand")
+        ReadableParser.parsed = found[verb] if verb else found
+        return found
+
+    def add_subcommands(self, *args: Any, **options: Any) -> Any:
+        """Add the Trainer's verbs after the other ones, which are there for the help alone."""
+        subcommands = super().add_subcommands(*args, **options)
+        for name, help_ in VERBS.items():
+            subcommands.add_subcommand(name, ReadableParser(), help=help_)
+        return subcommands
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the part of an error that a user needs, and exit with 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.stderr.write(f"error: {explain(message, self._words)}\n")
+        self.exit(2)
+
+
+class _ShortHelp(LightningArgumentParser().formatter_class):  # type: ignore[misc]
+    """Says how to call a verb in one line, and names few of the classes that an option takes."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        options.setdefault("width", shutil.get_terminal_size((100, 24)).columns - 2)
+        super().__init__(prog, **options)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        """Add the usage; a long list of options is left to the list that follows it."""
+        options = [action for action in actions if action.option_strings]
+        if len(options) > _MOST_NAMED and usage is None:
+            prog = self._prog.replace(" [options]", "")
+            usage = f"{prog} [-c PIECE.yaml ...] [--OPTION VALUE ...]"
+        super().add_usage(usage, actions, groups, prefix)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text: str = super()._expand_help(action)
+        if text.startswith("Show the help for the given subclass of"):
+            return "Show the arguments of a class and exit."
+        kind = "losses" if action.dest.endswith(("loss", "target")) else "networks"
+
+        def shortened(match: re.Match[str]) -> str:
+            names = match[2].split(", ")
+            if len(names) > _MOST_NAMED:
+                public = re.compile(rf"lightning_seg\.({kind}\.|callbacks\.)?\w+(?<!Module)")
+                names = [name for name in names if public.fullmatch(name)] + ["..."]
+            return f"{match[1]}{', '.join(names)}{match[3]}"
+
+        return _SUBCLASSES.sub(shortened, text)
+
+
+class _Piece(ActionConfigFile):
+    """A configuration file, of which the earlier pieces keep what they alone say.
+
+    Lists of callbacks and of loggers are joined; a later entry takes the place of an earlier one of
+    the same class. Arguments of an optimizer or a schedule do not follow to another class.
+    """
+
+    def __call__(
+        self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Read one file, or a configuration written as a string."""
+        found = find_piece(values)
+        content = _content(found)
+        before = {key: _copied(cfg.get(place)) for key, place in _places()}
+        for key in JOINED:
+            if _entries(_said(content, key)):  # else an entry gets arguments of the one before
+                cfg[key] = None
+        self.apply_config(parser, cfg, self.dest, str(found))
+        for key, place in _places():
+            now = cfg.get(place)
+            if key in JOINED:
+                cfg[place] = _joined(before[key], now)
+            elif _class(before[key]) not in (None, _class(now)) and _class(now):
+                _drop_carried_over(key, before[key], now, _said(content, place))
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    """Yield each option's name, and the key under which a configuration holds it."""
+    for key in JOINED:
+        yield key, key
+    for key in OPTIMIZING:
+        yield key, key.replace("model.", "model.init_args.")
+
+
+def _content(found: Path | str) -> Any:
+    """Return what a YAML file or string holds; None where the parser will report a mistake."""
+    try:
+        text = found.read_text(encoding="utf-8") if isinstance(found, Path) else found
+        return yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+
+
+def _said(content: Any, place: str) -> Any:
+    for part in place.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(value)
+    return value.clone() if isinstance(value, Namespace) else value
+
+
+def _class(value: Any) -> str | None:
+    """Return the class path of a value that names a class."""
+    return value.get("class_path") if isinstance(value, (Namespace, dict)) else None
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return the callbacks or loggers that a value names; none where it names no class."""
+    entries = value if isinstance(value, list) else [value]
+    return entries if all(map(_class, entries)) else []
+
+
+def _joined(before: Any, now: Any) -> Any:
+    """Return the callbacks or loggers of two pieces; later ones replace those of their class."""
+    if not _entries(before) or not _entries(now) or before is now:
+        return now
+    again = {_class(each) for each in _entries(now)}
+    kept = [each for each in _entries(before) if _class(each) not in again]
+    return [*kept, *_entries(now)] if kept else now
+
+
+def _drop_carried_over(key: str, before: Any, now: Any, said: Any) -> None:
+    """Reset the arguments that an optimizer or a schedule has from one of another class."""
+    old, new = str(_class(before)), str(_class(now))
+    given = said.get("init_args") or {} if isinstance(said, dict) else {}
+    earlier, arguments = _items(before), now.get("init_args")
+    own, asked = _defaults(new), []
+    for name in earlier.keys() & own.keys() - given.keys():
+        if arguments is not None and name in arguments:
+            # not removed: the default optimizer's value would take the place
+            arguments[name] = own[name]
+        if earlier[name] != _defaults(old).get(name):
+            asked.append(f"{name} {earlier[name]}")
+    if asked:
+        names = [name.rpartition(".")[2] for name in (new, old)]
+        values = ", ".join(sorted(asked))
+        _note(f"{key}: {names[0]} has its own defaults, not {names[1]}'s {values}")
+
+
+def _items(value: Any) -> dict[str, Any]:
+    """Return the arguments of a value that names a class."""
+    arguments = value.get("init_args")
+    return vars(arguments) if isinstance(arguments, Namespace) else dict(arguments or {})
+
+
+def _defaults(class_path: str) -> dict[str, Any]:
+    """Return the arguments of a class that have a default."""
+    module, _, name = class_path.rpartition(".")
+    parameters = inspect.signature(getattr(import_module(module), name)).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+@rank_zero_only
+def _note(text: str) -> None:
+    sys.stderr.write(f"note: {text}\n")
+
+
+def _as_pieces(words: Sequence[str]) -> list[str]:
+    """Write flags that jsonargparse misunderstands as pieces of configuration.
+
+    These are a null deep in an object, which it takes for the text `null`, and the name of an
+    optimizer, whose arguments would be those of the optimizer before.
+    """
+    changed: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or flag.count(".") < 1:
+            changed.append(word)
+            continue
+        key = flag[2:].replace(".init_args.", ".")
+        following = [] if equals else list(itertools.islice(rest, 1))
+        value = value if equals else "".join(following)
+        null = value == "null" and key.count(".") > 1 and key.startswith(("model.", "data."))
+        if null or (key in OPTIMIZING and re.fullmatch(r"[\w.]+", value) and value != "null"):
+            changed += ["--config", _piece(key, None if null else value)]
+        else:
+            changed += [word, *following]
+    return changed
+
+
+def _piece(key: str, value: str | None) -> str:
+    content: Any = value if value is None else {"class_path": value}
+    first, *others = key.split(".")
+    for part in reversed(others):
+        content = {"init_args": {part: content}}
+    return json.dumps({first: content})
+
+
+def forget_pretraining(config: Namespace) -> None:
+    """Build networks with random weights where a checkpoint is given, which brings the weights.
+
+    Args:
+        config: The configuration of a verb; it is changed in place.
+    """
+    if config.get("ckpt_path") is None:
+        return
+    for part, (name, nothing) in itertools.product(PARTS, NO_PRETRAINING.items()):
+        key = f"model.init_args.{part}.init_args.{name}"
+        if key in config:
+            config[key] = nothing
