@@ -1,5 +1,6 @@
 """Losses as pure functions, each with an `nn.Module` that carries its constants."""
 
+from lightning_seg.losses.ab_grid import ABGrid
 from lightning_seg.losses.adversarial import (
     adversarial_loss,
     discriminator_loss,
@@ -8,14 +9,14 @@ from lightning_seg.losses.adversarial import (
     score_map,
 )
 from lightning_seg.losses.color_spaces import hue_chroma
-from lightning_seg.losses.colorization import ABGrid, ColorTarget, HueChroma
+from lightning_seg.losses.colorization import ColorTarget, HueChroma
 from lightning_seg.losses.cross_entropy import CrossEntropy, cross_entropy
 from lightning_seg.losses.loss_max_pooling import (
     LossMaxPooling,
     PooledLoss,
     loss_max_pooling,
-    loss_max_pooling_weights,
 )
+from lightning_seg.losses.pooling_weights import loss_max_pooling_weights
 from lightning_seg.losses.probability_gradient import (
     ProbabilityGradientLoss,
     boundary_pixels,

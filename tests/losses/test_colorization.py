@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from color_standards import reference_lab
 from two_processes import ROOT, run_two
 
+from lightning_seg.losses.ab_grid import ABGrid
 from lightning_seg.losses.color_spaces import hue_chroma, lab_to_rgb, rgb_to_lab
-from lightning_seg.losses.colorization import ABGrid, ColorTarget, HueChroma
+from lightning_seg.losses.colorization import ColorTarget, HueChroma
 
 HALF = [torch.bfloat16, torch.float16]
 TARGETS = [HueChroma, ABGrid]
@@ -307,7 +308,7 @@ package = sys.modules["lightning_seg"] = types.ModuleType("lightning_seg")
 package.__path__ = [sys.argv[2] + "/lightning_seg"]
 import torch
 import torch.distributed as dist
-from lightning_seg.losses.colorization import ABGrid
+from lightning_seg.losses.ab_grid import ABGrid
 
 rank, folder = int(os.environ["RANK"]), sys.argv[1]
 torch.set_num_threads(1)
