@@ -1,21 +1,24 @@
-"""Convolution-based probability gradients: class probabilities change where the labels do.
+"""The convolution-based probability gradient loss: probabilities change where the labels do.
 
-Convolution-based Probability Gradient Loss for Semantic Segmentation (2024, arXiv 2404.06704). With
-class probabilities P, one-hot labels Y, and an edge kernel K and its transpose as two directions d,
+With class probabilities P, one-hot labels Y, and an edge kernel K and its transpose as the two
+directions d,
 
     L = mean over entries (class c, direction d, pixel x) with (K_d * Y_c)(x) != 0
         of ((K_d * P_c)(x) - (K_d * Y_c)(x))^2
     K[dy, dx] = dx / (dx^2 + dy^2), K[0, 0] = 0
 
-in cross-correlation with replicated borders; size 3 is half of Sobel's operator. Which entries
-count is decided by integer arithmetic on the labels: the authors' test `!= 0` in floating point
-takes rounding for edges at sizes 5 and 7. Without an edge the loss is 0, where theirs is NaN.
+where * is cross-correlation with replicated borders. K of size 3 is half of Sobel's operator.
+
+Convolution-based Probability Gradient Loss for Semantic Segmentation (2024, arXiv 2404.06704).
+
+Differences from the authors' code: the test (K_d * Y_c)(x) != 0 is computed in integers, because in
+floating point rounding errors pass it at sizes 5 and 7. Where no entry exists the loss is 0, and
+NaN in the authors' code.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -23,12 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_one_of
+from lightning_seg.losses.label_gradients import (
+    EdgeKernel,
+    Entries,
+    VoidRule,
+    find_entries,
+    prepare_labels,
+    window_max,
+)
 from lightning_seg.numerics import at_least_float32, require_fit
 from lightning_seg.processes import world_size
-
-VoidRule = Literal["strict", "reference", "nearest"]
-_VOID = -1
 
 
 def probability_gradient_loss(
@@ -41,124 +49,105 @@ def probability_gradient_loss(
     across_ranks: bool = False,
     form: Literal["auto", "sparse", "dense"] = "auto",
 ) -> Tensor:
-    """Mean squared difference of the gradients of probabilities and labels at label boundaries.
+    """Return the mean squared difference of the gradients of probabilities and labels.
 
     Args:
-        logits: (B, C, H, W), any floating dtype; computed in float32 at least.
+        logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
         target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
-        kernel_size: 3, 5 or 7.
-        void: `strict` leaves out every pixel whose window holds a void pixel; `reference` lets
-            void pixels be of no class, which makes edges around them, as the authors' code does;
-            `nearest` gives them the nearest label (Euclidean, of equally near ones the
-            smallest) and leaves out only themselves.
-        ignore_index: The id of void pixels.
-        normalize: Divide the kernel by the sum of its positive values (2, 4.2 and 6.436), so that
-            gradients lie in [-1, 1] and one loss weight serves all sizes.
-        across_ranks: Average over the entries of all processes; averaging the processes'
-            gradients, as DDP does, gives that of one process with all images.
-        form: `sparse` visits only the entries that count, `dense` convolves everything and is
-            deterministic on GPUs; `auto` takes `sparse` on CPUs.
+        kernel_size: Side of the kernel in pixels: 3, 5 or 7.
+        void: How void pixels count. `strict` leaves out every pixel whose window holds a void
+            pixel. `reference` treats void pixels as pixels of no class, which makes edges around
+            them, as in the authors' code. `nearest` gives void pixels the label of the nearest
+            labelled pixel (Euclidean; the smallest class id among equally near ones) and leaves
+            out only the void pixels themselves.
+        ignore_index: The class id of void pixels.
+        normalize: Divide the kernel by the sum of its positive values (2, 4.2 and 6.436 for the
+            three sizes). Gradients then lie in [-1, 1], and one loss weight serves all sizes.
+        across_ranks: Average over the entries of all processes. The average of the processes'
+            gradients, which DDP takes, is then the gradient of one process with all images.
+        form: `sparse` visits only the entries of the sum, `dense` convolves all pixels and is
+            deterministic on GPUs, `auto` is `sparse` on CPUs and `dense` elsewhere.
 
     Returns:
-        A scalar, at least 0; 0 with a zero gradient where there is no boundary.
+        A scalar, at least 0; 0 with a zero gradient where no label changes.
 
     Raises:
-        ValueError: Another kernel size or void rule, or shapes that do not fit.
-        IndexError: On CPUs, a target that is no class.
+        SetupError: `kernel_size` or `void` is none of the choices.
+        ValueError: The shapes do not fit.
+        IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
 
     Example:
-        A straight edge and uniform probabilities: label gradients are 2 and -2, those of the
-        probabilities 0.
+        A straight edge in 2x2 labels. Across the edge the labels of the two classes have the
+        gradients 2 and -2 (1/2 + 1 + 1/2); uniform probabilities have the gradient 0.
 
-        >>> target = torch.tensor([[[0, 0, 1, 1]] * 4])
-        >>> probability_gradient_loss(torch.zeros(1, 2, 4, 4), target)
+        >>> target = torch.tensor([[[0, 1], [0, 1]]])
+        >>> probability_gradient_loss(torch.zeros(1, 2, 2, 2), target)
         tensor(4.)
     """
     require_fit(logits, target)
     _require(kernel_size, void)
     logits = at_least_float32(logits)
     _require_classes(target, logits.shape[1], ignore_index)
-    kernel = _Kernel.of(kernel_size, normalize, logits)
-    labels, centre = _prepare(target, void, ignore_index, kernel_size // 2)
+    kernel = EdgeKernel.of(kernel_size, normalize, logits)
+    labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
     with torch.autocast(logits.device.type, enabled=False):
         if form == "sparse" or (form == "auto" and logits.device.type == "cpu"):
-            entries = _find_entries(labels, centre, kernel)
+            entries = find_entries(labels, candidates, kernel)
             total: Tensor = _SparseSum.apply(logits, entries, kernel.value)
             count = entries.counts.sum()
         else:
-            total, count = _dense_sum(logits, labels, centre, kernel)
+            total, count = _dense_sum(logits, labels, candidates, kernel)
     if not across_ranks or world_size() == 1:
         return total / count.clamp(min=1)
-    everything = torch.stack([total.detach().double(), count.double()])
-    dist.all_reduce(everything)
-    count = everything[1].clamp(min=1)
-    mine = total * (dist.get_world_size() / count).to(total.dtype)
-    return mine + ((everything[0] / count).to(total.dtype) - mine).detach()
+    summed = torch.stack([total.detach().double(), count.double()])
+    dist.all_reduce(summed)
+    count = summed[1].clamp(min=1)
+    # DDP averages gradients over processes: `own` has the gradient that averages to the whole. The
+    # value is that of all processes together.
+    own = total * (dist.get_world_size() / count).to(total.dtype)
+    return own + ((summed[0] / count).to(total.dtype) - own).detach()
 
 
 def boundary_pixels(
     target: Tensor, kernel_size: int = 3, void: VoidRule = "strict", ignore_index: int = 255
 ) -> Tensor:
-    """Return (B, H, W) bool: where `probability_gradient_loss` has at least one entry.
+    """Return the pixels that have at least one entry in `probability_gradient_loss`.
 
     Args:
         target: (B, H, W) int64 class ids, or `ignore_index`.
-        kernel_size: 3, 5 or 7.
-        void: See `probability_gradient_loss`.
-        ignore_index: The id of void pixels.
+        kernel_size: Side of the kernel in pixels: 3, 5 or 7.
+        void: How void pixels count: `strict`, `reference` or `nearest`; see
+            `probability_gradient_loss`.
+        ignore_index: The class id of void pixels.
+
+    Returns:
+        (B, H, W) bool.
+
+    Raises:
+        SetupError: `kernel_size` or `void` is none of the choices.
+
+    Example:
+        >>> boundary_pixels(torch.tensor([[[0, 0, 0, 1]] * 2])).int().tolist()
+        [[[0, 0, 1, 1], [0, 0, 1, 1]]]
     """
     _require(kernel_size, void)
-    kernel = _Kernel.of(kernel_size, False, torch.empty(0, device=target.device))
-    labels, centre = _prepare(target, void, ignore_index, kernel_size // 2)
-    entries = _find_entries(labels, centre, kernel)
-    found = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
-    found[entries.pixels[entries.at[entries.counts > 0]]] = True
-    return found.view_as(target)
-
-
-class _Kernel(NamedTuple):
-    """K for both directions, over the taps of its window row by row."""
-
-    size: int
-    value: Tensor
-    """(2, size^2)."""
-    integer: Tensor
-    """The same times a number that makes all of it whole, at most 780."""
-
-    @staticmethod
-    def of(size: int, normalize: bool, like: Tensor) -> _Kernel:
-        """Return the kernel of a size, for tensors like this one."""
-        reach = range(-(size // 2), size // 2 + 1)
-        squares = [[dx * dx + dy * dy for dx in reach] for dy in reach]
-        whole = math.lcm(
-            *(
-                square // math.gcd(square, dx)
-                for row in squares
-                for square, dx in zip(row, reach, strict=True)
-                if square
-            )
-        )
-        across = [
-            dx * whole // square if square else 0
-            for row in squares
-            for square, dx in zip(row, reach, strict=True)
-        ]
-        integer = torch.tensor(across, device=like.device).view(size, size)
-        integer = torch.stack([integer, integer.T]).flatten(1)
-        scale = integer[0].clamp(min=0).sum() if normalize else whole
-        integer = integer.to(like.dtype)
-        return _Kernel(size, integer / scale, integer)
+    kernel = EdgeKernel.of(kernel_size, False, torch.empty(0, device=target.device))
+    labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
+    entries = find_entries(labels, candidates, kernel)
+    boundary = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
+    boundary[entries.pixels[entries.at[entries.counts > 0]]] = True
+    return boundary.view_as(target)
 
 
 def _require(kernel_size: int, void: str) -> None:
+    """Raise an error for a kernel size or a void rule that is none of the choices."""
     if kernel_size not in (3, 5, 7):
-        raise SetupError(f"kernel_size must be 3, 5 or 7, not {kernel_size}")
-    if void not in ("strict", "reference", "nearest"):
-        raise SetupError(f"void must be strict, reference or nearest, not {void!r}")
+        raise SetupError(f"kernel_size must be 3, 5 or 7, not {kernel_size}", option="kernel_size")
+    require_one_of("strict", "reference", "nearest", void=void)
 
 
 def _require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Refuse what is no class, where looking costs no waiting for a device."""
+    """Raise an error for class ids out of range, on CPUs; reading them would make a GPU wait."""
     if target.device.type != "cpu" or target.numel() == 0:
         return
     low, high = torch.aminmax(torch.where(target == ignore_index, 0, target))
@@ -168,134 +157,30 @@ def _require_classes(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
-def _prepare(
-    target: Tensor, void: VoidRule, ignore_index: int, reach: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return labels with void as -1, and the pixels that may count.
-
-    None stands for the pixels that have no void in their window.
-    """
-    valid = target != ignore_index
-    labels = torch.where(valid, target, _VOID)
-    if void == "strict":
-        return labels, None
-    return (_fill(labels, reach) if void == "nearest" else labels), valid
-
-
-def _fill(labels: Tensor, reach: int) -> Tensor:
-    """Give void pixels that a valid pixel's window reaches the nearest label.
-
-    Of labels at one distance the smallest is taken, so that nothing depends on a direction.
-    """
-    rows, columns = labels.shape[1:]
-    at = torch.nonzero(labels == _VOID)
-    image, row, column = at.unbind(1)
-    by_distance: dict[int, list[tuple[int, int]]] = {}
-    for dy in range(-2 * reach, 2 * reach + 1):
-        for dx in range(-2 * reach, 2 * reach + 1):
-            # the corner of the window is the farthest that a valid pixel may be
-            if 0 < dy * dy + dx * dx <= 2 * reach * reach:
-                by_distance.setdefault(dy * dy + dx * dx, []).append((dy, dx))
-    found = torch.full_like(row, _VOID)
-    none = torch.iinfo(labels.dtype).max
-    for distance in sorted(by_distance):
-        nearest = torch.full_like(row, none)
-        for dy, dx in by_distance[distance]:
-            y, x = row + dy, column + dx
-            inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
-            label = labels[image, y.clamp(0, rows - 1), x.clamp(0, columns - 1)]
-            nearest = torch.where(inside & (label >= 0) & (label < nearest), label, nearest)
-        found = torch.where((found == _VOID) & (nearest < none), nearest, found)
-    filled = labels.clone()
-    filled[image, row, column] = found
-    return filled
-
-
-def _window_max(values: Tensor, size: int) -> Tensor:
-    """Return the largest of (B, H, W) values in the window around each pixel."""
-    along = F.max_pool2d(values[:, None], (1, size), 1, (0, size // 2))
-    return F.max_pool2d(along, (size, 1), 1, (size // 2, 0))[:, 0]
-
-
-class _Entries(NamedTuple):
-    """What counts: E pairs of one of N pixels and a class, with one gradient per direction."""
-
-    pixels: Tensor
-    """(N,) positions in the flattened (B, H, W)."""
-    windows: Tensor
-    """(T, N) positions of the T taps of each pixel's window."""
-    at: Tensor
-    """(E,) which of the pixels."""
-    classes: Tensor
-    """(E,) class ids."""
-    truth: Tensor
-    """(T, E), 1 where a tap has the class."""
-    masks: Tensor
-    """(2, E), 1 where the label's gradient in a direction is not 0."""
-    counts: Tensor
-    """(E,) number of these."""
-
-
-def _find_entries(labels: Tensor, centre: Tensor | None, kernel: _Kernel) -> _Entries:
-    """List the pixels whose window holds several labels with each class that it holds.
-
-    Args:
-        labels: (B, H, W), void as -1.
-        centre: (B, H, W) bool, the pixels that may count; None for those without void around.
-        kernel: Says how large a window is.
-    """
-    reach = kernel.size // 2
-    rows, columns = labels.shape[1:]
-    labels = labels.to(torch.int32)
-    values = labels.to(torch.float32)
-    highest, lowest = _window_max(values, kernel.size), -_window_max(-values, kernel.size)
-    several = (highest != lowest) & ((lowest > _VOID) if centre is None else centre)
-    pixels = torch.nonzero(several.flatten())[:, 0]
-    image, row = pixels // (rows * columns), pixels // columns % rows
-    column = pixels % columns
-    step = torch.arange(-reach, reach + 1, device=labels.device)[:, None]
-    high = (row + step).clamp(0, rows - 1) * columns + image * (rows * columns)
-    wide = (column + step).clamp(0, columns - 1)
-    windows = (high[:, None] + wide).flatten(0, 1)
-    held = labels.flatten()[windows]
-    # the classes of each window in rising order; few windows hold more than two
-    top = highest.flatten()[pixels].to(torch.int32)
-    which = torch.arange(len(pixels), device=labels.device)
-    last, rest = torch.full_like(top, _VOID), held
-    none = torch.iinfo(torch.int32).max
-    found = [(which[:0], last[:0])]
-    while len(which):
-        last = torch.where(rest > last, rest, none).amin(0)
-        found.append((which, last))
-        more = last < top[which]
-        if not bool(more.all()):
-            which, last, rest = which[more], last[more], rest[:, more]
-    at, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
-    truth = (held[:, at] == classes).to(kernel.integer.dtype)
-    masks = (kernel.integer @ truth != 0).to(kernel.integer.dtype)
-    return _Entries(pixels, windows, at, classes.long(), truth, masks, masks.sum(0))
-
-
 class _SparseSum(torch.autograd.Function):
-    """The sum of squares over entries, on the probabilities of just the S pixels they touch."""
+    """The sum of squares over the entries, from the logits of the S pixels in their windows."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, entries: _Entries, kernel: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, entries: Entries, kernel: Tensor) -> Tensor:
+        """Return the sum, a scalar; the gradient is computed at once and kept for S pixels."""
         images, classes, rows, columns = logits.shape
         touched = torch.zeros(images * rows * columns, dtype=torch.bool, device=logits.device)
         touched[entries.windows.flatten()] = True
         places = [torch.nonzero(part)[:, 0] for part in touched.view(images, -1)]
+        # (B H W,) positions of the pixels among the S pixels
         compact = touched.cumsum(0) - 1
         flat = logits.reshape(images, classes, -1)
         picked = [part.index_select(1, at) for part, at in zip(flat, places, strict=True)]
         probabilities = torch.cat(picked, 1).softmax(0)  # (C, S)
+        # (T, N) -> (T, E) positions in the flattened (C, S)
         index = compact[entries.windows][:, entries.at]
         index += entries.classes * probabilities.shape[1]
         difference = probabilities.flatten()[index] - entries.truth
-        error = (kernel @ difference) * entries.masks
+        error = (kernel @ difference) * entries.masks  # (2, T) @ (T, E) -> (2, E)
         if ctx.needs_input_grad[0]:
             gradient = torch.zeros_like(probabilities)
             gradient.view(-1).index_add_(0, index.flatten(), (kernel.T @ (2 * error)).flatten())
+            # through the softmax: p (g - sum_c p_c g_c)
             gradient *= probabilities
             gradient -= probabilities * gradient.sum(0)
             ctx.save_for_backward(gradient, *places)
@@ -305,6 +190,7 @@ class _SparseSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the logits: (C, S) values put into zeros of (B, C, H, W)."""
         compact, *places = ctx.saved_tensors
         images, classes, rows, columns = ctx.shape
         gradient = compact.new_zeros(images, classes, rows * columns)
@@ -315,42 +201,69 @@ class _SparseSum(torch.autograd.Function):
 
 
 def _dense_sum(
-    logits: Tensor, labels: Tensor, centre: Tensor | None, kernel: _Kernel
+    logits: Tensor, labels: Tensor, candidates: Tensor | None, kernel: EdgeKernel
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of squares and the number of entries, by convolution of all class maps."""
     classes = logits.shape[1]
-    if centre is None:  # void pixels count nowhere, whatever their logits are
+    if candidates is None:
+        # Void pixels are in no window that counts. Zeros keep NaN in their logits from spreading.
         logits = torch.where((labels >= 0)[:, None], logits, 0)
-        centre = _window_max((labels < 0).float(), kernel.size) == 0
+        candidates = window_max((labels < 0).float(), kernel.size) == 0
+    # (B, H, W) -> (B, C, H, W), zero vectors at void pixels
     truth = F.one_hot(labels.clamp(min=0), classes).movedim(-1, 1).to(logits.dtype)
     truth = truth * (labels >= 0)[:, None]
-    with torch.no_grad():
-        masks = (_convolve(truth, kernel.integer, kernel.size) != 0) & centre[:, None, None]
+    with torch.no_grad():  # (B, C, 2, H, W)
+        masks = (_convolve(truth, kernel.integer, kernel.size) != 0) & candidates[:, None, None]
     gradient = _convolve(logits.softmax(1) - truth, kernel.value, kernel.size)
     return (gradient.square() * masks).sum(), masks.sum()
 
 
 def _convolve(maps: Tensor, kernel: Tensor, size: int) -> Tensor:
-    """Return (B, C, 2, H, W): every class map under the kernel of both directions."""
+    """Cross-correlate every class map with the kernel of both directions.
+
+    Args:
+        maps: (B, C, H, W).
+        kernel: (2, size^2).
+        size: Side of the kernel.
+
+    Returns:
+        (B, C, 2, H, W).
+    """
     images, classes, rows, columns = maps.shape
     padded = F.pad(maps, [size // 2] * 4, mode="replicate")
     weight = kernel.view(2, 1, size, size).repeat(classes, 1, 1, 1)
-    # reduced precision would lose the digits of small differences
+    # TensorFloat-32 would lose the digits of small differences.
     with torch.backends.cudnn.flags(allow_tf32=False):
-        found = F.conv2d(padded, weight, groups=classes)
-    return found.view(images, classes, 2, rows, columns)
+        gradients = F.conv2d(padded, weight, groups=classes)
+    return gradients.view(images, classes, 2, rows, columns)
 
 
 class ProbabilityGradientLoss(nn.Module):
-    """`probability_gradient_loss` with its constants.
+    """`probability_gradient_loss` as a module that holds the constants.
 
     Args:
-        kernel_size: 3, 5 or 7.
-        void: `strict`, `reference` or `nearest`: how void pixels in a window count.
-        ignore_index: The id of void pixels.
-        normalize: Bring the kernels of all sizes to one scale.
-        across_ranks: Average over the entries of all processes, in training mode.
-        form: `auto`, `sparse` or `dense`: how it is computed.
+        kernel_size: Side of the kernel in pixels: 3, 5 or 7.
+        void: How void pixels count. `strict` leaves out every pixel whose window holds a void
+            pixel. `reference` treats void pixels as pixels of no class, as in the authors' code.
+            `nearest` gives void pixels the label of the nearest labelled pixel and leaves out only
+            the void pixels themselves.
+        ignore_index: The class id of void pixels.
+        normalize: Divide the kernel by the sum of its positive values. Gradients then lie in
+            [-1, 1], and one loss weight serves all sizes.
+        across_ranks: In training mode, average over the entries of all processes.
+        form: `sparse` visits only the entries of the sum, `dense` convolves all pixels and is
+            deterministic on GPUs, `auto` is `sparse` on CPUs and `dense` elsewhere.
+
+    Raises:
+        SetupError: `kernel_size` or `void` is none of the choices.
+
+    Shape:
+        (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
+
+    Example:
+        >>> loss = ProbabilityGradientLoss(kernel_size=3)
+        >>> loss(torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [0, 1]]]))
+        tensor(4.)
     """
 
     def __init__(
@@ -372,7 +285,15 @@ class ProbabilityGradientLoss(nn.Module):
         self.form: Literal["auto", "sparse", "dense"] = form
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of (B, C, H, W) logits on a (B, H, W) target, a scalar."""
+        """Return the loss; see `probability_gradient_loss`.
+
+        Args:
+            logits: (B, C, H, W), any floating dtype.
+            target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
+
+        Returns:
+            A scalar, at least 0.
+        """
         return probability_gradient_loss(
             logits,
             target,
@@ -385,5 +306,12 @@ class ProbabilityGradientLoss(nn.Module):
         )
 
     def boundary(self, target: Tensor) -> Tensor:
-        """Return (B, H, W) bool, the pixels that the loss looks at."""
+        """Return the pixels that have an entry in the loss; see `boundary_pixels`.
+
+        Args:
+            target: (B, H, W) int64 class ids, or `ignore_index`.
+
+        Returns:
+            (B, H, W) bool.
+        """
         return boundary_pixels(target, self.kernel_size, self.void, self.ignore_index)

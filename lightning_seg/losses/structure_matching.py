@@ -1,16 +1,20 @@
 """Adversarial structure matching: distances between the features of two structured maps.
 
-With f_l the features of tap l before the ReLU, n(v) = v / max(|v|, 1e-6) over channels, and
+An analyzer network turns a structured map (see `lightning_seg.losses.structured_maps`) into feature
+maps, its taps. With f_l the features of tap l before the ReLU and n(v) = v / max(|v|, 1e-6) over
+channels, the distance of two maps a and b at each place is
 
-    d_l(a, b) = |n(f_l(a)) - n(f_l(b))|^2            at every place, in [0, 4]
+    d_l(a, b) = |n(f_l(a)) - n(f_l(b))|^2            in [0, 4]
 
-the predictor minimises `sum_l mean d_l(truth, prediction)` and the analyzer
-`sum_l mean max(0, margin - d_l(truth, negative))`. This is what the authors' code does; the
-printed objective, which has no normalisation and no margin, lets the analyzer win by growing.
+The predictor minimises sum_l mean d_l(truth, prediction); the analyzer minimises
+sum_l mean max(0, margin - d_l(truth, negative)).
 
 J.-J. Hwang, T.-W. Ke, J. Shi, S. Yu: Adversarial Structure Matching for Structured Prediction Tasks
-(CVPR 2019, arXiv 1805.07457). The maps may be anything with channels: see
-`lightning_seg.losses.structured_maps` for classes, depth and surface normals.
+(CVPR 2019, arXiv 1805.07457).
+
+Difference from the paper: the losses are those of the authors' code. The printed objective has
+neither normalisation nor margin, so that the analyzer can increase it without bound by growing its
+weights.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from lightning_seg.losses.structured_maps import unit_vectors
 from lightning_seg.numerics import at_least_float32, masked_mean, require_mask
 
 MARGIN = 0.80
+"""The margin of the analyzer's hinge in the authors' code."""
 
 
 def structure_matching_loss(
@@ -33,29 +38,34 @@ def structure_matching_loss(
     reference_mean: bool = False,
     normalize: bool = True,
 ) -> Tensor:
-    """Distance of two maps' features: `sum_l mean d_l`, the predictor's loss.
+    """Return the distance between the features of two maps, the loss of the predictor.
 
-    Symmetric in the two maps, 0 where they are equal, at most 4 per tap.
+    The loss is sum_l mean d_l. It is symmetric in the two maps.
 
     Args:
-        features: One (B, K, h, w) tensor per tap, any floating dtype; computed in float32.
-        others: The same of the other map.
-        valid: One (B, h, w) bool tensor per tap, False where the distance is not to count; None
-            counts everything.
-        reference_mean: Divide by the number of all places, as the authors' code, instead of the
-            valid ones.
-        normalize: Scale features to unit length first; False gives the printed objective's
-            `|f_l(a) - f_l(b)|^2`, which has no bound.
+        features: Features of one map, one (B, K, h, w) tensor per tap, any floating dtype;
+            computed in float32 or wider.
+        others: Features of the other map, in the shapes of `features`.
+        valid: One (B, h, w) bool tensor per tap, False for places to leave out; None counts all.
+        reference_mean: Divide by the number of all places, as the authors' code does, instead of
+            the number of valid places.
+        normalize: Scale features to unit length. False gives |f_l(a) - f_l(b)|^2 of the printed
+            objective, which has no upper bound.
 
     Returns:
-        A scalar, at least 0; 0 where nothing is valid.
+        A scalar in [0, 4 * taps], or at least 0 without `normalize`; 0 where no place is valid or
+        the features are equal.
+
+    Raises:
+        ValueError: The shapes do not fit.
 
     Example:
-        One place with orthogonal features, one with equal directions: (2 + 0) / 2.
+        2x2 places of two channels. In the upper row the features are orthogonal, d = 2; in the
+        lower row they have one direction, d = 0.
 
-        >>> a = torch.tensor([[1.0, 3.0], [0.0, 0.0]]).view(1, 2, 1, 2)
-        >>> b = torch.tensor([[0.0, 1.0], [5.0, 0.0]]).view(1, 2, 1, 2)
-        >>> structure_matching_loss([a], [b]).item()
+        >>> a = torch.tensor([[1.0, 1.0], [3.0, 3.0]]), torch.zeros(2, 2)
+        >>> b = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[5.0, 5.0], [0.0, 0.0]])
+        >>> structure_matching_loss([torch.stack(a)[None]], [torch.stack(b)[None]]).item()
         1.0
     """
     distances = _distances(features, others, normalize)
@@ -69,29 +79,35 @@ def structure_hinge_loss(
     reference_mean: bool = False,
     margin: float = MARGIN,
 ) -> Tensor:
-    """How far two maps' features are from being told apart, the analyzer's loss.
+    """Return how far the features of two maps are from the margin, the loss of the analyzer.
 
-    `sum_l mean max(0, margin - d_l)`: 0 where all distances reach the margin, `margin` per tap
-    where the maps are equal.
+    The loss is sum_l mean max(0, margin - d_l). It is 0 where all distances reach the margin.
 
     Args:
-        features: One (B, K, h, w) tensor per tap; of the truth.
-        others: The same, of a map with mistakes.
-        valid: One (B, h, w) bool tensor per tap, False where the distance is not to count.
-        reference_mean: Divide by the number of all places and count `margin` for those that are
-            not valid, as the authors' code.
-        margin: Squared distance that is enough, in (0, 4].
+        features: Features of the true map, one (B, K, h, w) tensor per tap, any floating dtype;
+            computed in float32 or wider.
+        others: Features of a map with mistakes, in the shapes of `features`.
+        valid: One (B, h, w) bool tensor per tap, False for places to leave out; None counts all.
+        reference_mean: Divide by the number of all places and let places that are not valid
+            contribute `margin` each, as the authors' code does.
+        margin: Squared distance that the analyzer has to reach, in (0, 4].
 
     Returns:
-        A scalar in [0, margin * taps].
+        A scalar in [0, margin * taps]; `margin * taps` where the features are equal.
+
+    Raises:
+        ValueError: The shapes do not fit.
 
     Example:
-        >>> a = torch.ones(1, 2, 1, 2)
-        >>> round(structure_hinge_loss([a], [a]).item(), 4)
+        2x2 places with equal features: every place lacks the whole margin.
+
+        >>> a = torch.ones(1, 3, 2, 2)
+        >>> round(structure_hinge_loss([a], [a], margin=0.8).item(), 4)
         0.8
     """
     distances = _distances(features, others, normalize=True)
-    if reference_mean and valid is not None:  # the masked features are equal there
+    if reference_mean and valid is not None:
+        # The authors' code masks the features, which makes the distance 0 where not valid.
         distances, valid = _zeroed(distances, valid), None
     return _sum_of_means([(margin - each).relu() for each in distances], valid, reference_mean)
 
@@ -99,7 +115,7 @@ def structure_hinge_loss(
 def _distances(
     features: Sequence[Tensor], others: Sequence[Tensor], normalize: bool
 ) -> list[Tensor]:
-    """Return the squared distance at every place, (B, h, w) per tap."""
+    """Return the squared distance d_l at every place, one (B, h, w) tensor per tap."""
     if not features or [each.shape for each in features] != [each.shape for each in others]:
         raise ValueError(
             f"features {[tuple(each.shape) for each in features]} and "
@@ -108,6 +124,7 @@ def _distances(
         )
     with torch.autocast(features[0].device.type, enabled=False):
         scale = unit_vectors if normalize else at_least_float32
+        # (B, K, h, w) -> (B, h, w)
         return [
             (scale(one) - scale(other)).square().sum(1)
             for one, other in zip(features, others, strict=True)
@@ -117,6 +134,7 @@ def _distances(
 def _sum_of_means(
     values: Sequence[Tensor], valid: Sequence[Tensor] | None, reference_mean: bool
 ) -> Tensor:
+    """Return the sum over taps of the mean over places."""
     if valid is None:
         means = [each.mean() for each in values]
     elif reference_mean:
@@ -127,6 +145,7 @@ def _sum_of_means(
 
 
 def _zeroed(values: Sequence[Tensor], valid: Sequence[Tensor]) -> list[Tensor]:
+    """Return the values of every tap with 0 where not valid."""
     for each, ok in zip(values, valid, strict=True):
         require_mask(each, ok)
     return [each * ok for each, ok in zip(values, valid, strict=True)]

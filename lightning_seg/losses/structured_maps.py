@@ -1,4 +1,8 @@
-"""Structured maps as networks see them: classes, depth and surface normals as channels."""
+"""Structured maps with channels: class ids as one-hot vectors, depths, surface normals.
+
+A structured map is what a network predicts of an image: classes, depth or normals. The structure
+analyzer takes such maps; see `lightning_seg.losses.structure_matching`.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +13,63 @@ from lightning_seg.numerics import at_least_float32
 
 
 def one_hot_map(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Return labels as probabilities; void pixels are zero vectors.
+    """Return class ids as one-hot vectors, and void pixels as zero vectors.
 
     Args:
         target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
-        num_classes: C.
-        ignore_index: The id of pixels that have no class.
+        num_classes: Number of classes C, at least 1.
+        ignore_index: The class id of void pixels.
 
     Returns:
         (B, C, H, W) float32 of 0 and 1.
 
     Example:
-        >>> one_hot_map(torch.tensor([[[1, 0, 255]]]), 2)[0, :, 0].tolist()
-        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+        2x2 pixels of two classes, one of them void.
+
+        >>> one_hot_map(torch.tensor([[[1, 0], [1, 255]]]), num_classes=2).tolist()
+        [[[[0.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]]]
     """
-    valid = (target != ignore_index)[:, None]
+    valid = (target != ignore_index)[:, None]  # (B, H, W) -> (B, 1, H, W)
     shape = (target.shape[0], num_classes, *target.shape[1:])
     maps = torch.zeros(shape, device=target.device)
     return maps.scatter_(1, target[:, None].where(valid, 0), valid.to(maps.dtype))
 
 
 def log_depth(depth: Tensor, smallest: float = 1e-2) -> Tensor:
-    """Return `log(max(depth, smallest))` of depths in metres, float32 at least.
+    """Return the logarithm of depths.
+
+    Args:
+        depth: Depths in metres, any shape and floating dtype; computed in float32 or wider.
+        smallest: Smaller depths are raised to this value, in metres, above 0. The default is that
+            of the authors of adversarial structure matching.
+
+    Returns:
+        `log(max(depth, smallest))`, the shape of `depth`.
 
     Example:
-        >>> log_depth(torch.tensor([0.0, 1.0])).tolist()
-        [-4.605170249938965, 0.0]
+        >>> log_depth(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        tensor([[-4.6052,  0.0000],
+                [-4.6052,  0.0000]])
     """
     return at_least_float32(depth).clamp(min=smallest).log()
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Return (B, K, ...) vectors scaled to length 1 over K, float32 at least.
+    """Scale vectors, such as surface normals or embeddings, to length 1.
 
-    For surface normals, and for features: `v / max(|v|, 1e-6)`, so that zero vectors stay zero.
+    The vector v becomes `v / max(|v|, 1e-6)`, so that zero vectors stay zero.
+
+    Args:
+        vectors: (B, K, ...) vectors of K components, any floating dtype; computed in float32 or
+            wider.
+
+    Returns:
+        (B, K, ...) vectors of length 1 or 0.
 
     Example:
-        >>> unit_vectors(torch.tensor([3.0, 0.0, 4.0]).view(1, 3, 1, 1)).flatten().tolist()
-        [0.6000000238418579, 0.0, 0.800000011920929]
+        >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
     """
     vectors = at_least_float32(vectors)
     return vectors * vectors.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt()
