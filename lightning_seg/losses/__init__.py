@@ -1,4 +1,7 @@
-"""Losses as pure functions, each with an `nn.Module` that carries its constants."""
+"""Losses: pure functions of tensors, and modules that hold the constants of some of them.
+
+Nothing in this package imports Lightning, so every loss works in any training loop.
+"""
 
 from lightning_seg.losses.ab_grid import ABGrid
 from lightning_seg.losses.adversarial import (
@@ -11,6 +14,7 @@ from lightning_seg.losses.adversarial import (
 from lightning_seg.losses.color_spaces import hue_chroma
 from lightning_seg.losses.colorization import ColorTarget, HueChroma
 from lightning_seg.losses.cross_entropy import CrossEntropy, cross_entropy
+from lightning_seg.losses.gathered_embeddings import gather_embeddings
 from lightning_seg.losses.loss_max_pooling import (
     LossMaxPooling,
     PooledLoss,
@@ -31,7 +35,6 @@ from lightning_seg.losses.triplets import (
     Triplets,
     TripletStatistics,
     class_graph_triplets,
-    gather_embeddings,
     random_triplets,
     recall_at_1,
     triplet_loss,
