@@ -1,4 +1,4 @@
-"""Metrics of segmentation, all `torchmetrics.Metric`."""
+"""Metrics of segmentation, all subclasses of `torchmetrics.Metric`."""
 
 from lightning_seg.metrics.segmentation import SegmentationMetrics
 from lightning_seg.metrics.weighted_mean import WeightedMean

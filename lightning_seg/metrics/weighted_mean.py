@@ -1,4 +1,4 @@
-"""The mean of a loss over everything it was taken on."""
+"""The weighted mean of a loss over batches and processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from torchmetrics import Metric
 
 
 class WeightedMean(Metric):
-    """sum_i w_i x_i / sum_i w_i over all batches and processes, without waiting for the device.
+    """The mean sum_i w_i x_i / sum_i w_i over all batches and processes.
 
-    torchmetrics' `MeanMetric` looks for NaN, which waits, or ignores the weights (1.9).
+    An update does not synchronise with the device. `torchmetrics.MeanMetric` (version 1.9)
+    synchronises to find NaN, or ignores the weights.
 
     Args:
-        kwargs: Passed to `torchmetrics.Metric`.
+        kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Example:
+        A mean of 2 over three values and a mean of 6 over one: (3 * 2 + 1 * 6) / 4.
+
         >>> mean = WeightedMean()
         >>> mean.update(torch.tensor(2.0), torch.tensor(3))
         >>> mean.update(torch.tensor(6.0), torch.tensor(1))
@@ -35,10 +38,16 @@ class WeightedMean(Metric):
         self.add_state("weight", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, weight: Tensor) -> None:
-        """Add a mean (a scalar) and the number of things that it is the mean of (int64)."""
+        """Add the mean of a batch.
+
+        Args:
+            value: A scalar, the mean x_i.
+            weight: An int64 scalar w_i, the number of values in the mean; a batch of weight 0
+                must have a finite mean.
+        """
         self.total += value.detach().float() * weight
         self.weight += weight
 
     def compute(self) -> Tensor:
-        """Return the mean, NaN where nothing was added."""
+        """Return the mean as a float32 scalar, NaN where the weights sum to 0."""
         return self.total / self.weight
