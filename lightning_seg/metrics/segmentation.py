@@ -79,7 +79,7 @@ class SegmentationMetrics(Metric):
 
     @property
     def confusion(self) -> Tensor:
-        """The confusion matrix of this process, (C, C) int64 pixel counts at [label, prediction]."""
+        """Pixel counts of this process at [label, prediction], (C, C) int64."""
         return self.counts[: self.num_classes**2].view(self.num_classes, self.num_classes)
 
     def compute(self) -> dict[str, Tensor]:
