@@ -1,31 +1,37 @@
-"""Jigsaw puzzles: tiles of an image, permutations far from each other, and who guesses them.
+"""The network of jigsaw puzzles: it classifies the permutation that shuffled the tiles of an image.
 
 M. Noroozi, P. Favaro: Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles
-(ECCV 2016, arXiv 1603.09246). Sizes and the head are those of the recipe for a ResNet-50 in VISSL.
+(ECCV 2016, arXiv 1603.09246). The head is that of the recipe for a ResNet-50 in VISSL.
 """
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import require_range
 from lightning_seg.networks.encoder import TimmEncoder
 
 
 class JigsawNetwork(nn.Module):
-    """An encoder that sees tiles one by one, and layers that guess the order they are in.
+    """An encoder that embeds each tile alone, and a classifier of permutations on all embeddings.
 
-    The last map of each tile is averaged and reduced by one linear layer with batch norm and ReLU
-    that all tiles share; the results side by side go through another linear layer.
+    The last feature map of a tile is averaged over its positions. One linear layer with batch norm
+    and ReLU, shared by all tiles, reduces it to an embedding. A second linear layer takes the
+    concatenated embeddings of an image.
 
     Args:
-        encoder: Its last map is used; it has to be (B, channels, rows, columns).
-        permutations: How many orders there are to choose from, at least 2.
-        tiles: T, per image.
-        width: What a tile is reduced to.
+        encoder: Its last feature map must be (B, channels, rows, columns).
+        permutations: Number of permutations to choose from, at least 2.
+        tiles: Number T of tiles per image, at least 1.
+        width: Channels of a tile's embedding, at least 1.
 
     Raises:
-        SetupError: Settings out of range.
+        SetupError: An argument is out of its range.
+
+    Shape:
+        (B, T, 3, s, s) normalised tiles -> (B, permutations) logits.
 
     Example:
         >>> import torch
@@ -38,15 +44,8 @@ class JigsawNetwork(nn.Module):
         self, encoder: TimmEncoder, permutations: int, tiles: int = 9, width: int = 1000
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("permutations", permutations, 2),
-            ("tiles", tiles, 1),
-            ("width", width, 1),
-        ):
-            if value < least:
-                raise SetupError(
-                    f"{name} must be at least {least}, not {value} (option: --model.{name})"
-                )
+        require_range(2, math.inf, permutations=permutations)
+        require_range(1, math.inf, tiles=tiles, width=width)
         self.encoder = encoder
         self.tiles = tiles
         self.reduce = nn.Sequential(
@@ -55,16 +54,22 @@ class JigsawNetwork(nn.Module):
         self.classify = nn.Linear(tiles * width, permutations)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Return (B, permutations) logits of (B, T, 3, s, s) normalised tiles.
+        """Return one logit per permutation.
+
+        Args:
+            tiles: (B, T, 3, s, s), normalised with the mean and std of the encoder.
+
+        Returns:
+            (B, permutations) logits.
 
         Raises:
-            ValueError: Another number of tiles or of dimensions.
+            ValueError: The number of tiles or of dimensions does not fit.
         """
         if tiles.ndim != 5 or tiles.shape[1] != self.tiles:
             raise ValueError(
                 f"tiles {tuple(tiles.shape)} do not fit: expected (B, {self.tiles}, 3, s, s)"
             )
-        pooled = self.encoder(tiles.flatten(0, 1))[-1].mean((2, 3))
-        reduced = self.reduce(pooled).view(len(tiles), -1)
+        pooled = self.encoder(tiles.flatten(0, 1))[-1].mean((2, 3))  # (B T, channels)
+        reduced = self.reduce(pooled).view(len(tiles), -1)  # (B T, width) -> (B, T width)
         logits: Tensor = self.classify(reduced)
         return logits

@@ -1,4 +1,8 @@
-"""Tiles of an image, and the orders that a jigsaw puzzle puts them in."""
+"""Tiles of images, and the permutations that a jigsaw puzzle shuffles them by.
+
+M. Noroozi, P. Favaro: Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles
+(ECCV 2016, arXiv 1603.09246).
+"""
 
 from __future__ import annotations
 
@@ -14,26 +18,28 @@ from torch import Tensor
 
 
 def far_permutations(count: int, tiles: int = 9, seed: int = 0) -> Tensor:
-    """Return permutations that differ in as many places as possible, chosen one by one.
+    """Choose permutations with large Hamming distances, greedily.
 
-    Each has the largest minimum Hamming distance to those before it; of several such the largest
-    sum of distances; of these one is drawn. The first `tiles` of them differ in all places: a
-    Latin rectangle can always be given another row. 1000 of 9 tiles take about a second, once in
-    a process.
+    The first permutation is random. Each further one has the largest minimum Hamming distance to
+    all chosen before it; ties are broken by the largest sum of distances, then at random. The
+    first `tiles` permutations differ from each other in all places. A result is cached for the
+    process; 1000 permutations of 9 tiles take about a second.
 
     Args:
-        count: How many, at least 2 and at most tiles!.
-        tiles: 4 or 9: squares of 2 or 3.
-        seed: Of the draws, at least 0; the global generators are not used.
+        count: Number of permutations, at least 2 and at most the factorial of `tiles`.
+        tiles: Number of tiles, 4 (2x2) or 9 (3x3).
+        seed: Seed of the random choices, at least 0. The global generators are not used.
 
     Returns:
-        (count, tiles) int64 of 0 to tiles - 1, rows distinct, in the order they were chosen in:
-        fewer are the first of more.
+        (count, tiles) int64, distinct rows of 0 to `tiles` - 1 in the order of their choice. A
+        smaller `count` gives the first rows of a larger one.
 
     Raises:
-        ValueError: Numbers out of range.
+        ValueError: An argument is out of its range.
 
     Example:
+        Four permutations of 2x2 tiles have every number once in each place.
+
         >>> chosen = far_permutations(4, tiles=4)
         >>> [sorted(column) for column in chosen.T.tolist()]
         [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
@@ -52,19 +58,22 @@ def far_permutations(count: int, tiles: int = 9, seed: int = 0) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _far_permutations(count: int, tiles: int, seed: int) -> NDArray[np.uint8]:
-    every = np.array(list(itertools.permutations(range(tiles))), np.uint8)
-    places = np.ascontiguousarray(every.T)
+    """Return (count, tiles) permutations; the arguments are in range."""
+    every = np.array(list(itertools.permutations(range(tiles))), np.uint8)  # (tiles!, tiles)
+    columns = np.ascontiguousarray(every.T)  # (tiles, tiles!), for fast comparisons
     generator = np.random.default_rng(seed)
-    # of each candidate to those chosen; their sum would not fit into 8 bits
+    # (tiles!,): smallest and summed distance of each permutation from the chosen ones. The sum
+    # does not fit into 8 bits.
     nearest = np.full(len(every), tiles, np.uint8)
     total = np.zeros(len(every), np.int32)
     chosen = [int(generator.integers(len(every)))]
     while len(chosen) < count:
         distance = np.zeros(len(every), np.uint8)
-        for place, taken in zip(places, every[chosen[-1]], strict=True):
-            distance += place != taken
+        for column, tile in zip(columns, every[chosen[-1]], strict=True):
+            distance += column != tile
         np.minimum(nearest, distance, out=nearest)
         total += distance
+        # Chosen permutations have the distance 0 and so are never among the best.
         best = np.flatnonzero(nearest == nearest.max())
         best = best[total[best] == total[best].max()]
         chosen.append(int(best[generator.integers(len(best))]))
@@ -74,56 +83,55 @@ def _far_permutations(count: int, tiles: int, seed: int) -> NDArray[np.uint8]:
 def cut_tiles(
     images: Tensor, offsets: Tensor, grid: int = 3, jitter: float = 0.25, size: int = 64
 ) -> Tensor:
-    """Cut the middle of images into cells, and from each a tile that is somewhat smaller.
+    """Cut the central square of images into cells, and a smaller tile out of each cell.
 
-    The largest square in the middle, of side S, has grid x grid cells of side S // grid; what is
-    left over is on its right and at its bottom. Tiles have the side cell - floor(cell jitter). 255
-    pixels give cells of 85 and, at a jitter of 0.25, tiles of 64.
+    The central square has the shorter side S of the image. Its cells have the side S // grid; the
+    remainder is at the right and bottom edges of the square. Tiles have the side
+    cell - floor(cell * jitter). An image of 255 pixels has cells of 85 and, with a jitter of 0.25,
+    tiles of 64.
 
     Args:
-        images: (B, 3, H, W), floating.
-        offsets: (B, grid^2, 2) in [0, 1): how far down and across in its cell each tile lies,
-            cells row by row. 0 is the upper left corner, towards 1 the lower right one.
-        grid: Cells per side.
-        jitter: Share of a cell's side that a tile leaves free, in [0, 1).
-        size: Side in pixels that tiles of another are resized to, bilinearly and antialiased.
+        images: (B, 3, H, W), any floating dtype.
+        offsets: (B, grid^2, 2) vertical and horizontal offsets of the tiles in their cells, in
+            [0, 1), cells row by row. 0 is the top or left end of the free space, values close to
+            1 are the bottom or right end.
+        grid: Cells per side, at least 1.
+        jitter: Share of the side of a cell that is free, in [0, 1).
+        size: Side of the returned tiles in pixels, at least 1. Tiles of another side are resized
+            bilinearly with antialiasing.
 
     Returns:
-        (B, grid^2, 3, size, size), tiles row by row.
+        (B, grid^2, 3, size, size) tiles, row by row.
 
     Raises:
-        ValueError: Numbers out of range, shapes that do not fit, or images smaller than the grid.
+        ValueError: An argument is out of its range, the shapes do not fit, or an image has fewer
+            pixels than the grid has cells.
 
     Example:
-        >>> image = torch.arange(36.0).view(1, 1, 6, 6).expand(1, 3, 6, 6)
-        >>> tiles = cut_tiles(image, torch.zeros(1, 9, 2), jitter=0.5, size=1)
+        Cells of 2x2 pixels and tiles of one pixel.
+
+        >>> image = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+        >>> tiles = cut_tiles(image, torch.zeros(1, 4, 2), grid=2, jitter=0.5, size=1)
         >>> tiles[0, :, 0, 0, 0].tolist()
-        [0.0, 2.0, 4.0, 12.0, 14.0, 16.0, 24.0, 26.0, 28.0]
+        [0.0, 2.0, 8.0, 10.0]
     """
-    for name, value in (("grid", grid), ("size", size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if not 0 <= jitter < 1:
-        raise ValueError(f"jitter must be in [0, 1), not {jitter}")
-    if images.ndim != 4 or offsets.shape != (len(images), grid**2, 2):
-        raise ValueError(
-            f"images {tuple(images.shape)} and offsets {tuple(offsets.shape)} do not fit: expected "
-            f"(B, 3, H, W) and (B, {grid**2}, 2)"
-        )
+    _require_tiling(images, offsets, grid, jitter, size)
     height, width = images.shape[-2:]
     square = min(height, width)
     cell = square // grid
     if cell < 1:
         raise ValueError(f"images of {height}x{width} pixels are too small for {grid}x{grid} cells")
     tile = cell - math.floor(cell * jitter)
-    # an offset just below 1 may be rounded up to the free side plus 1
+    # (B, T, 2): an offset just below 1 may be rounded up to the free side plus 1
     shift = (offsets * (cell - tile + 1)).long().clamp(max=cell - tile)
     step = torch.arange(grid, device=images.device) * cell
     corner = shift + torch.cartesian_prod(step, step).view(-1, 2)
+    # (B, T, 1) + (tile,) -> (B, T, tile), the rows and columns of every tile in the image
     side = torch.arange(tile, device=images.device)
     rows = corner[..., :1] + ((height - square) // 2 + side)
     columns = corner[..., 1:] + ((width - square) // 2 + side)
     which = torch.arange(len(images), device=images.device)[:, None, None, None]
+    # (B, H, W, 3) -> (B, T, tile, tile, 3) -> (B, T, 3, tile, tile)
     tiles = images.permute(0, 2, 3, 1)[which, rows[..., :, None], columns[..., None, :]]
     tiles = tiles.movedim(-1, 2).contiguous()
     if tile == size:
@@ -134,15 +142,32 @@ def cut_tiles(
     return resized.view(*tiles.shape[:3], size, size)
 
 
+def _require_tiling(images: Tensor, offsets: Tensor, grid: int, jitter: float, size: int) -> None:
+    """Raise a ValueError for arguments of `cut_tiles` out of range, or shapes that do not fit."""
+    for name, value in (("grid", grid), ("size", size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if not 0 <= jitter < 1:
+        raise ValueError(f"jitter must be in [0, 1), not {jitter}")
+    if images.ndim != 4 or offsets.shape != (len(images), grid**2, 2):
+        raise ValueError(
+            f"images {tuple(images.shape)} and offsets {tuple(offsets.shape)} do not fit: expected "
+            f"(B, 3, H, W) and (B, {grid**2}, 2)"
+        )
+
+
 def shuffle(tiles: Tensor, permutations: Tensor) -> Tensor:
-    """Return tiles in another order: tile t of a result is tile `permutations[b, t]` before.
+    """Reorder tiles: tile t of the result is tile `permutations[b, t]` of image b.
 
     Args:
-        tiles: (B, T, ...).
-        permutations: (B, T) int64, each row one of 0 to T - 1.
+        tiles: (B, T, ...), any dtype.
+        permutations: (B, T) int64, each row a permutation of 0 to T - 1.
+
+    Returns:
+        (B, T, ...) tiles in the new order.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: The shapes do not fit.
 
     Example:
         >>> shuffle(torch.tensor([[5, 6, 7]]), torch.tensor([[2, 0, 1]])).tolist()
@@ -157,9 +182,17 @@ def shuffle(tiles: Tensor, permutations: Tensor) -> Tensor:
 
 
 def unshuffle(tiles: Tensor, permutations: Tensor) -> Tensor:
-    """Return tiles in the order they had before `shuffle` with the same permutations.
+    """Undo `shuffle`: return tiles in the order they had before.
 
-    Arguments and errors are those of `shuffle`.
+    Args:
+        tiles: (B, T, ...) shuffled tiles, any dtype.
+        permutations: (B, T) int64, the permutations that `shuffle` was given.
+
+    Returns:
+        (B, T, ...) tiles in their original order.
+
+    Raises:
+        ValueError: The shapes do not fit.
 
     Example:
         >>> unshuffle(torch.tensor([[7, 5, 6]]), torch.tensor([[2, 0, 1]])).tolist()
