@@ -19,8 +19,8 @@ RESULT := runs/demo
 demo: .venv/installed
 	rm -rf $(RESULT)
 	$(DEMO) fit --config configs/demo.yaml
-	$(DEMO) test --config configs/demo.yaml --ckpt_path $(RESULT)/best.ckpt
-	$(DEMO) predict --config configs/demo.yaml --ckpt_path $(RESULT)/best.ckpt
+	$(DEMO) test --config configs/demo.yaml --ckpt_path $(RESULT)/checkpoints/best.ckpt
+	$(DEMO) predict --config configs/demo.yaml --ckpt_path $(RESULT)/checkpoints/best.ckpt
 	@echo "The pictures are in $(RESULT)/predictions/overlays."
 
 test: .venv/installed

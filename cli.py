@@ -1,41 +1,16 @@
 """The command: `python cli.py {fit,validate,test,predict,check,pipeline,configs} ...`."""
 
 import sys
-from typing import Any
-
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from datamodules import SegmentationDataModule, scan
-from lightning_seg import MethodModule, callbacks
+from lightning_seg import MethodModule
+from lightning_seg.callbacks import LoggedConfig
 from lightning_seg.commands.check import check
 from lightning_seg.commands.messages import plain_errors
-from lightning_seg.commands.parser import ReadableParser, forget_pretraining
+from lightning_seg.commands.parser import ReadableParser
 from lightning_seg.commands.pieces import configs
 from lightning_seg.commands.pipeline import pipeline
-
-
-class SegmentationCLI(LightningCLI):
-    """Introduces the data module to the method."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Link what the data knows to the model, and attach the callbacks of every run."""
-        for name in ("num_classes", "class_names", "palette"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        for key, callback in callbacks.ON_EVERY_RUN.items():
-            parser.add_lightning_class_args(callback, key)
-        parser.set_defaults({"model": "CrossEntropyModule", "data": "SyntheticScenesDataModule"})
-
-    def _parse_ckpt_path(self) -> None:
-        """Take settings from the command line, where Lightning would take the checkpoint's."""
-        forget_pretraining(self.config[self.config.subcommand])
-
-    def after_instantiate_classes(self) -> None:
-        """Set the data up first, so that a mistake in them is reported before a folder is made."""
-        self.datamodule.setup(self.subcommand)
-
-    def predict(self, return_predictions: bool | None = None, **kwargs: Any) -> None:
-        """Predict; keep nothing in memory unless asked, because the files are the result."""
-        self.trainer.predict(return_predictions=bool(return_predictions), **kwargs)
+from lightning_seg.commands.trainer_verbs import SegmentationCLI
 
 
 def main(args: list[str] | None = None) -> SegmentationCLI | int:
@@ -62,8 +37,9 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        trainer_defaults={"enable_model_summary": False},
         parser_class=ReadableParser,
-        save_config_callback=callbacks.LoggedConfig,
+        save_config_callback=LoggedConfig,
         args=args,
     )
 

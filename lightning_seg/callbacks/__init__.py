@@ -1,4 +1,4 @@
-"""What watches training: tables, pictures, files of predictions and encoders, settings."""
+"""Lightning callbacks: tables, pictures, files of predictions and encoders, configurations."""
 
 from lightning_seg.callbacks.complementary_sampling import ComplementarySampling
 from lightning_seg.callbacks.iou_table import IoUTable

@@ -1,4 +1,4 @@
-"""Images of the classes that the last validation found hard."""
+"""Classes with a low IoU in the last validation are sampled more often."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ import math
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_range
 
 
 class ComplementarySampling(Callback):
-    """Weighs the classes of `--data.sampling classes` by 1 - IoU after each validation.
+    """Weighs the classes of the data module's `sampling: classes` by 1 - IoU after each validation.
 
-    A class is drawn with probability (1 - mix) / C + mix (1 - IoU_c) / sum_k (1 - IoU_k), from the
-    next training epoch on. Classes that validation does not show count with the mean IoU. The
-    paper on loss max-pooling (CVPR 2017) samples so beside its loss; its mixing rate is not
-    in the parts that could be read: 0.5 is ours.
+    From the next training epoch on, class c of C is drawn with probability
+
+        (1 - mix) / C + mix (1 - IoU_c) / sum_k (1 - IoU_k)
+
+    A class that validation does not show counts with the mean IoU. S. Rota Bulo, G. Neuhold, P.
+    Kontschieder (CVPR 2017, arXiv 1704.02966) sample in this way beside loss max-pooling.
 
     Args:
-        mix: Share of the draws that follow the IoU, in [0, 1].
+        mix: Share of the draws that follow the IoU, in [0, 1]; 0.5 is a default chosen here, not
+            yet measured.
 
     Raises:
-        SetupError: `mix` out of range, or a data module without `weigh_classes`.
+        SetupError: `mix` is out of range, or the data module has no `weigh_classes`.
     """
 
     def __init__(self, mix: float = 0.5) -> None:
-        if not 0 <= mix <= 1:
-            raise SetupError(f"mix of ComplementarySampling must lie in [0, 1], not {mix}")
+        require_range(0, 1, mix=mix)
         self.mix = mix
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the scores, but not those of the check before training."""
+        """Weigh the classes by the scores, but not by those of the check before training."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         weigh = getattr(trainer.datamodule, "weigh_classes", None)  # type: ignore[attr-defined]
         if weigh is None:
-            raise SetupError("ComplementarySampling needs one of the data modules' classes")
+            raise SetupError("ComplementarySampling needs a data module with `weigh_classes`")
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
         iou = [trainer.callback_metrics[f"val/iou/{name}"].item() for name in names]
         weigh(class_weights(iou, self.mix))

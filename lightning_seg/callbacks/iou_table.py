@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
 
 class IoUTable(Callback):
-    """Prints IoU per class and the means at the end of `fit`, `validate` and `test`.
+    """Prints the IoU of every class and the mean scores at the end of `fit`, `validate` and `test`.
 
-    After `fit` it shows the last validation, and says which checkpoint to go on with. Only the
-    first process prints.
+    The table after `fit` is of the last validation. Only the first process prints.
     """
 
     def __init__(self) -> None:
         self._scores: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the scores; print them where validation is all there is to do."""
+        """Keep the scores, and print them where the verb is `validate`."""
         if not trainer.sanity_checking:
             self._keep(trainer, "val/")
             if trainer.state.fn == "validate":
@@ -29,10 +27,7 @@ class IoUTable(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the last validation's scores."""
-        self._print(trainer, f"last validation, after {trainer.global_step} steps")
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            rank_zero_info(f"checkpoint: {best}")
+        self._print(trainer, f"validation after {trainer.global_step} steps")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the test scores."""
@@ -52,13 +47,13 @@ class IoUTable(Callback):
 
 
 def iou_table(scores: dict[str, float], title: str) -> Table:
-    """Lay out scores in percent.
+    """Return a table of scores in percent.
 
     Args:
         scores: `iou/<class>` for every class, and `miou` and any other score, in [0, 1].
-        title: Printed above.
+        title: The line above the table.
     """
-    table = Table(title=title)
+    table = Table(title=title, min_width=len(title))
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, value in scores.items():

@@ -1,8 +1,7 @@
-"""Predictions become files as they are made."""
+"""Predictions are written to files batch by batch."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,46 +9,53 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_range
+from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, overlay
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes `masks/<id>.png`, class ids at the image's size, and `overlays/<id>.jpg`.
+    """Writes predictions as `masks/<id>.png` and `overlays/<id>.jpg`.
 
-    The masks are palette PNGs: any viewer shows them in the classes' colours, and the stored
-    values are the class ids. Each file appears complete or not at all.
+    A mask is a palette PNG of the image's own size: its stored values are class ids, and any viewer
+    shows them in the colours of the classes. Each file appears whole or not at all.
 
     Args:
-        output_dir: Folder for both; None is `predictions` in the trainer's `default_root_dir`.
-        overlays: Write the colour overlays.
-        opacity: Share of the colour in an overlay, in [0, 1].
+        output_dir: The folder of `masks` and `overlays`; None takes `predictions` in the Trainer's
+            `default_root_dir`.
+        overlays: Whether the colour overlays are written.
+        opacity: Share of the class colour in an overlay, in [0, 1].
+
+    Attributes:
+        written: Number of predictions that this process has written.
+
+    Raises:
+        SetupError: `opacity` is out of range, or an image's id leads out of the folder.
     """
 
     def __init__(
         self, output_dir: str | None = None, overlays: bool = True, opacity: float = 0.5
     ) -> None:
         super().__init__(write_interval="batch")
-        if not 0 <= opacity <= 1:
-            raise SetupError(f"--predictions.opacity must lie in [0, 1], not {opacity}")
+        require_range(0, 1, opacity=opacity)
         self.output_dir = output_dir
         self.overlays = overlays
         self.opacity = opacity
-        self._written = 0
+        self.written = 0
 
     def folder(self, trainer: Trainer) -> Path:
-        """Return the folder that files go to."""
+        """Return the folder of `masks` and `overlays`."""
         return Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count, with the module's colours; warn of a network that never learnt."""
+        """Start to count, take the module's colours, and warn where there is no checkpoint."""
         if not trainer.ckpt_path:
-            rank_zero_warn("predicting without a checkpoint (option: --ckpt_path)")
-        self._written = 0
+            rank_zero_warn("the network predicts without a checkpoint (option: ckpt_path)")
+        self.written = 0
         self._colors = color_table(pl_module.num_classes, pl_module.palette)  # type: ignore[arg-type]
 
     def write_on_batch_end(
@@ -62,7 +68,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the pictures of one batch."""
+        """Write the masks and overlays of one batch."""
         root = self.folder(trainer)
         labels = prediction["labels"].cpu().numpy()
         images = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
@@ -72,15 +78,7 @@ class PredictionWriter(BasePredictionWriter):
             _save(index, root / "masks" / f"{name}.png")
             if self.overlays:
                 _save(self._overlay(image, mask), root / "overlays" / f"{name}.jpg", quality=92)
-            self._written += 1
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the files are."""
-        parts = "masks/ and overlays/" if self.overlays else "masks/"
-        whose = " by each process" if trainer.world_size > 1 else ""
-        rank_zero_info(
-            f"{self._written} predictions written{whose}: {self.folder(trainer)}/{parts}"
-        )
+            self.written += 1
 
     def _overlay(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> Image.Image:
         return Image.fromarray(overlay(image, mask, self._colors, self.opacity))
@@ -89,10 +87,6 @@ class PredictionWriter(BasePredictionWriter):
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     if ".." in path.parts:
         raise SetupError(f"an image's id leads out of the output folder: {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        picture.save(part, format={".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+    with write_whole(path) as part:
+        picture.save(part, format=kind, **options)

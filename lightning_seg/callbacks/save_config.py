@@ -1,4 +1,4 @@
-"""The resolved configuration beside the run, and in the logger's dashboard."""
+"""The configuration in force is saved beside the run and sent to the loggers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 
 class LoggedConfig(SaveConfigCallback):
-    """Saves the whole configuration of a training as `config.yaml`, and hands it to the logger.
+    """Saves the whole configuration of a training as `config.yaml`, and sends it to every logger.
 
-    W&B shows and compares it there. A later `test` or `predict` does not replace it.
+    W&B shows and compares configurations. A later `test` or `predict` does not replace the file.
     """
 
     def __init__(self, *args: Any, overwrite: bool = True, **options: Any) -> None:
         super().__init__(*args, overwrite=overwrite, **options)  # type: ignore[misc]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save when a training begins."""
+        """Save the configuration when a training begins."""
         if trainer.state.fn == "fit":
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send the configuration to every logger; called on the first process only."""
+        """Send the configuration to every logger; only the first process comes here."""
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": yaml.safe_load(text)})

@@ -1,7 +1,8 @@
-"""Pictures of what validation found, as files and in the dashboards."""
+"""Pictures of a validation are saved as files and logged to the dashboards."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +10,32 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import require_range
 
 
 class ValidationPictures(Callback):
-    """Shows the pictures of modules that make some: `pictures() -> {name: (H, W, 3) uint8}`.
+    """Saves and logs the pictures of modules that have a method `pictures`.
 
-    Each becomes `pictures/<name>_<step>.png` in the run's folder, and `val/<name>` in W&B and
+    `pictures()` returns (H, W, 3) uint8 pictures by name. Each is written to
+    `pictures/<name>_<step>.png` in the run's folder and logged as `val/<name>` to W&B and
     TensorBoard. Only the first process draws.
 
     Args:
-        every_n_validations: 1 shows those of every validation, 0 none. The last validation of
-            a training is always shown, unless none is.
+        every_n_validations: Number of validations from one set of pictures to the next: 1 draws at
+            every validation, 0 never. Any value above 0 draws after the last validation too.
 
     Raises:
-        SetupError: A negative number.
+        SetupError: `every_n_validations` is negative.
     """
 
     def __init__(self, every_n_validations: int = 1) -> None:
-        if every_n_validations < 0:
-            raise SetupError(
-                f"--pictures.every_n_validations must be at least 0, not {every_n_validations}"
-            )
+        require_range(0, math.inf, every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
         self._validations = 0
         self._shown_at: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the pictures where it is their turn; not of the check before training."""
+        """Draw after every n-th validation, but not after the check before training."""
         if trainer.sanity_checking:
             return
         self._validations += 1
@@ -44,22 +43,22 @@ class ValidationPictures(Callback):
             self._show(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the last validation's."""
+        """Draw after the last validation."""
         if self.every_n_validations and self._validations:
             self._show(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many validations there were."""
+        """Return the number of validations so far."""
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the number of validations."""
         self._validations = state_dict["validations"]
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         make = getattr(pl_module, "pictures", None)
         step = trainer.global_step
-        folder = trainer.log_dir or trainer.default_root_dir  # asked on every process
+        folder = trainer.log_dir or trainer.default_root_dir  # a collective: every process asks
         if make is None or not trainer.is_global_zero or self._shown_at == step:
             return
         self._shown_at = step

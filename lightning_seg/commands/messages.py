@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import sys
 import warnings
@@ -19,8 +20,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_seg.commands.pieces import find_piece
 from lightning_seg.errors import UserError
 
-# Lightning's own use of torch's pytree, said on every run
+# Lightning's own use of torch's pytree, which it warns of on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+
+
+def _of_concern(record: logging.LogRecord) -> bool:
+    """Tell whether a line of Lightning's log speaks of the run and not of a product."""
+    return not record.getMessage().startswith(("💡 Tip", "TPU available: False"))
+
+
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_of_concern)
 
 # lines of jsonargparse's messages that speak of types and repeat the whole configuration
 _NOISE = re.compile(

@@ -220,10 +220,13 @@ def _in_files(words: Sequence[str], part: str, key: str) -> list[Any]:
 def _names_logger(words: Sequence[str]) -> bool:
     """Tell whether the configuration names a logger, and does not only ask for some or none."""
     named = [*_in_files(words, "trainer", "logger"), *_values(words, "--trainer.logger")]
-    if named and isinstance(named[-1], list):
+    kinds = {
+        each["class_path"] for each in named if isinstance(each, dict) and "class_path" in each
+    }
+    if named and (isinstance(named[-1], list) or len(kinds) > 1):
         raise SetupError(
-            "a pipeline takes one logger, not a list: it puts each stage's files into the stage's "
-            "folder (option: --trainer.logger)"
+            "a pipeline takes one logger: it puts each stage's files into the stage's folder",
+            option="trainer.logger",
         )
     return bool(named) and str(named[-1]).lower() not in ("true", "false", "null")
 

@@ -107,8 +107,14 @@ class ASMLModule(TwoPlayerModule):
         super().__init__(
             network, num_classes=num_classes, opponent_optimizer=opponent_optimizer, **options
         )
-        weights = {"lambda_pixel": lambda_pixel, "lambda_asm": lambda_asm}
-        require_range(0, math.inf, **weights, lambda_adv=lambda_adv, lambda_rec=lambda_rec)
+        require_range(
+            0,
+            math.inf,
+            lambda_pixel=lambda_pixel,
+            lambda_asm=lambda_asm,
+            lambda_adv=lambda_adv,
+            lambda_rec=lambda_rec,
+        )
         if not 0 < margin <= 4:
             raise SetupError(f"margin must be in (0, 4], not {margin} (option: --model.margin)")
         require_one_of("analyzer_first", "simultaneous", order=order)

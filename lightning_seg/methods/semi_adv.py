@@ -118,8 +118,13 @@ class SemiAdvModule(TwoPlayerModule):
         super().__init__(
             network, num_classes=num_classes, opponent_optimizer=opponent_optimizer, **options
         )
-        weights = {"lambda_semi": lambda_semi, "lambda_semi_adv": lambda_semi_adv}
-        require_range(0, math.inf, lambda_adv=lambda_adv, **weights)
+        require_range(
+            0,
+            math.inf,
+            lambda_adv=lambda_adv,
+            lambda_semi=lambda_semi,
+            lambda_semi_adv=lambda_semi_adv,
+        )
         require_range(0, math.inf, semi_start=semi_start, semi_start_adv=semi_start_adv)
         require_range(0, 1, t_semi=t_semi)
         self.discriminator, scores = self.adopt(

@@ -256,3 +256,6 @@ def test_several_loggers_are_refused(files):
     Path("data.yaml").write_text("trainer: {logger: [{class_path: CSVLogger}]}")
     with pytest.raises(SetupError, match="takes one logger"):
         stages_of([*WORDS, "-c", "data.yaml"])
+    pieces = ["-c", "configs/logger/csv.yaml", "-c", "configs/logger/wandb.yaml"]
+    with pytest.raises(SetupError, match="takes one logger"):
+        stages_of([*WORDS, *pieces])

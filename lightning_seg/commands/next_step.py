@@ -1,0 +1,84 @@
+"""The last line of a run: what was written where, and the command that usually comes next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from lightning import Callback, Trainer
+
+from lightning_seg.callbacks import PredictionWriter, SaveEncoder
+from lightning_seg.training import PretrainingModule
+
+CONFIG = "config.yaml"
+Kind = TypeVar("Kind", bound=Callback)
+
+
+def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
+    """Return the line for a run of `fit`, `validate`, `test` or `predict`.
+
+    Args:
+        verb: The verb that has been run.
+        trainer: The Trainer that has run it.
+        words: The command line after the verb.
+
+    Returns:
+        One line without a line break.
+    """
+    if verb == "fit":
+        return _after_fit(trainer, words)
+    if verb == "predict":
+        writer = _callback(trainer, PredictionWriter)
+        folder = writer.folder(trainer)
+        look = folder / ("overlays" if writer.overlays else "masks")
+        count = f"{writer.written} prediction{'s' * (writer.written != 1)}"
+        return f"written: {count} in {_short(folder)}; next: look at {_short(look)}"
+    log = _log_folder(trainer)
+    where = f"written: the scores, in {_short(log)}" if log else "written: nothing"
+    if isinstance(trainer.lightning_module, PretrainingModule):
+        return where
+    given = any(word.partition("=")[0] == "--data.predict" for word in words)
+    more = [] if given else ["--data.predict", "FOLDER"]
+    return f"{where}; next: {_command('predict', [*words, *more])}"
+
+
+def _after_fit(trainer: Trainer, words: Sequence[str]) -> str:
+    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    encoder, log = _callback(trainer, SaveEncoder).written, _log_folder(trainer)
+    written = [_short(Path(each)) for each in (checkpoint, encoder, log) if each]
+    where = f"written: {', '.join(written) or 'nothing'}"
+    if isinstance(trainer.lightning_module, PretrainingModule):
+        option = "--model.network.weights"
+        return f"{where}; next: fit a network with {option} {_short(encoder)}" if encoder else where
+    if not checkpoint:
+        return where
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    saved = folder / CONFIG
+    options = ["-c", _short(saved)] if saved.is_file() else words
+    return f"{where}; next: {_command('test', [*options, '--ckpt_path', _short(Path(checkpoint))])}"
+
+
+def _log_folder(trainer: Trainer) -> Path | None:
+    return Path(trainer.log_dir) if trainer.loggers and trainer.log_dir else None
+
+
+def _callback(trainer: Trainer, kind: type[Kind]) -> Kind:
+    """Return the one callback of a kind that the command attaches to every run."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(each for each in callbacks if isinstance(each, kind))
+
+
+def _command(verb: str, words: Sequence[str]) -> str:
+    program = Path(sys.argv[0]).name
+    python = "python " if program.endswith(".py") else ""
+    return f"{python}{program} {verb} {shlex.join(words)}"
+
+
+def _short(path: Path) -> str:
+    """Return a path relative to the working folder where it lies below."""
+    path, here = Path(os.path.abspath(path)), Path.cwd()  # noqa: PTH100
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

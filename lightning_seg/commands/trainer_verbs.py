@@ -1,0 +1,53 @@
+"""The verbs of Lightning's Trainer: `fit`, `validate`, `test` and `predict`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_seg.callbacks import ON_EVERY_RUN
+from lightning_seg.commands.next_step import next_step
+from lightning_seg.commands.parser import forget_pretraining
+from lightning_seg.training import SegmentationModule
+
+
+class SegmentationCLI(LightningCLI):
+    """Runs `fit`, `validate`, `test` and `predict` with a method and a data module by name."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link what the data knows to the model, and attach the callbacks of every run."""
+        for name in ("num_classes", "class_names", "palette"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        for key, callback in ON_EVERY_RUN.items():
+            parser.add_lightning_class_args(callback, key)
+        parser.set_defaults({"model": "CrossEntropyModule", "data": "SyntheticScenesDataModule"})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line, and keep its words for the last line of the run."""
+        self._words = args if isinstance(args, list) else sys.argv[1:]
+        super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take settings from the command line, where Lightning would take the checkpoint's."""
+        forget_pretraining(self.config[self.config.subcommand])
+
+    def after_instantiate_classes(self) -> None:
+        """Set the data up first, so that a mistake in them is reported before a folder is made."""
+        self.datamodule.setup(self.subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Print scores once, and keep no predictions in memory unless asked for them."""
+        options = super()._prepare_subcommand_kwargs(subcommand)
+        changes = {
+            "verbose": not isinstance(self.model, SegmentationModule),  # these print a table
+            "return_predictions": bool(options.get("return_predictions")),
+        }
+        return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a verb; its last line says what was written and which command usually comes next."""
+        super()._run_subcommand(subcommand)
+        rank_zero_info(next_step(subcommand, self.trainer, self._words[1:]))
