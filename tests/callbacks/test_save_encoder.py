@@ -60,7 +60,7 @@ def test_what_matched_is_said(tmp_path, caplog):
     torch.save(
         {"state_dict": {f"module.{k}": v for k, v in torch.load(file)["state_dict"].items()}}, file
     )
-    assert network(5, weights=str(file)).encoder.origin.endswith("behind 'module_'")
+    assert network(5, weights=str(file)).encoder.origin.endswith("with the prefix 'module_'")
 
 
 def test_nothing_is_written_unless_asked(tmp_path):

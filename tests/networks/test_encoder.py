@@ -172,7 +172,7 @@ def test_unreachable_hub_names_the_way_out(monkeypatch):
         raise ConnectionError
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(SetupError, match=r"resnet18.*ConnectionError.*--model\.network\.weights"):
+    with pytest.raises(SetupError, match=r"resnet18.*ConnectionError.*weights=FILE\)$"):
         TimmEncoder("resnet18", pretrained=True)
 
 
@@ -239,7 +239,9 @@ def test_half_precision_weights_are_widened():
 def test_wrong_prefix_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(with_prefix(classifier_state("test_resnet"), "module."), path)
-    with pytest.raises(SetupError, match=r"0 of \d+ tensors match.*--model\.network\.prefix"):
+    with pytest.raises(
+        SetupError, match=r"0 of \d+ tensors match.*\(options: prefix=, min_match=\)$"
+    ):
         TimmEncoder("test_resnet", weights=str(path), prefix="backbone.")
 
 
