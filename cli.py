@@ -2,7 +2,7 @@
 
 import sys
 
-from datamodules import SegmentationDataModule, scan
+from datamodules import ImageDataModule, scan
 from lightning_seg import MethodModule
 from lightning_seg.callbacks import LoggedConfig
 from lightning_seg.commands.check import check
@@ -25,14 +25,14 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
     """
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["check"]:
-        return check(words[1:], SegmentationDataModule, scan)
+        return check(words[1:], ImageDataModule, scan)
     if words[:1] == ["pipeline"]:
         return pipeline(words[1:], main)
     if words[:1] == ["configs"]:
         return configs(words[1:])
     return SegmentationCLI(
         MethodModule,
-        SegmentationDataModule,
+        ImageDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

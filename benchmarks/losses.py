@@ -68,7 +68,7 @@ def label_maps(count: int, side: int) -> Tensor:
     masks = []
     for number in range(count):
         example = source[number * (len(source) // count)]
-        masks.append(crop(example.image, example.mask, number).mask)
+        masks.append(crop(example, crop.draw(number)).mask)
     return torch.from_numpy(np.stack(masks).astype(np.int64))
 
 

@@ -8,8 +8,8 @@ from datamodules.cityscapes import CityscapesDataModule
 from datamodules.coco_stuff import COCOStuffDataModule
 from datamodules.errors import DataError
 from datamodules.folder import FolderDataModule
+from datamodules.images import ImageDataModule
 from datamodules.loading.shards import UnlabeledShards
-from datamodules.patch_data import PatchDataModule
 from datamodules.scan import scan
 from datamodules.synthetic_scenes import SyntheticScenesDataModule
 from datamodules.unlabeled import UnlabeledDataModule
@@ -23,7 +23,7 @@ __all__ = [
     "CityscapesDataModule",
     "DataError",
     "FolderDataModule",
-    "PatchDataModule",
+    "ImageDataModule",
     "PatchMixer",
     "SegmentationDataModule",
     "SyntheticScenesDataModule",

@@ -174,13 +174,14 @@ ORIGIN = Origin(
 
 
 class ADE20KDataModule(OfficialDataModule):
-    """Indoor and outdoor scenes: 20,210 training and 2,000 validation images.
+    """ADE20K, indoor and outdoor scenes: 20,210 training and 2,000 validation images.
 
-    Masks store 1..150, and 0 for what is none of these, which is void.
+    Masks store 1..150 for the 150 classes, and 0 for all other pixels, which are void.
 
     Args:
-        root: The folder `ADEChallengeData2016`, or the one that holds it.
-        loader_options: Passed to `OfficialDataModule`, which has `train`, and the base class.
+        root: Folder `ADEChallengeData2016`, or the folder that holds it.
+        loader_options: Arguments of `OfficialDataModule`, such as `train`, and of
+            `SegmentationDataModule`.
 
     Raises:
         DataError: Files are missing.
@@ -196,16 +197,20 @@ class ADE20KDataModule(OfficialDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The first of the benchmark's synonyms for each class."""
+        """The first of the benchmark's synonyms for each of the 150 classes."""
         return list(PALETTE)
 
     @property
     def palette(self) -> list[list[int]]:
-        """The benchmark's colours."""
+        """The benchmark's colours of the classes."""
         return list(PALETTE.values())
 
     def split_files(self, split: Literal["train", "val"]) -> FileSource:
-        """Return a split's files."""
+        """Return the examples of a split.
+
+        Raises:
+            DataError: Files are missing.
+        """
         home = ORIGIN.home(self.root, "annotations", "ADEChallengeData2016")
         images_in, masks_in = (home / kind / FOLDERS[split] for kind in ("images", "annotations"))
         pairs = ORIGIN.pairs(images_in, masks_in, self.skip_unpaired)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import Split
 from datamodules.folder import FolderDataModule
+from datamodules.images import Split
 from datamodules.official import Origin
 from datamodules.reading.sources import FileSource
 
@@ -36,15 +36,16 @@ ORIGIN = Origin(
 
 
 class CamVidDataModule(FolderDataModule):
-    """367 training, 101 validation and 233 test frames of 480x360 pixels.
+    """CamVid, streets seen from a car: 367 training, 101 validation and 233 test frames.
 
-    Masks store 0..10, and 11 for void.
+    Frames have 480 x 360 pixels. Masks store 0..10 for 11 classes, and 11 for void.
 
     Args:
-        root: The folder `CamVid` of SegNet's tutorial, with `train`, `trainannot`, ..., or the
-            one that holds it; or a folder that `FolderDataModule` reads, such as one with
+        root: Folder `CamVid` of SegNet's tutorial, with `train`, `trainannot` and so on, or the
+            folder that holds it; or a folder that `FolderDataModule` reads, such as one with
             `train`, `val` and `test`, each holding `images` and `masks`.
-        loader_options: Passed to `FolderDataModule`; the classes are fixed.
+        loader_options: Arguments of `FolderDataModule`, except those for classes, and of
+            `SegmentationDataModule`.
 
     Raises:
         DataError: Files are missing.
@@ -60,11 +61,15 @@ class CamVidDataModule(FolderDataModule):
 
     @property
     def palette(self) -> list[list[int]]:
-        """SegNet's colours."""
+        """The colours of the classes in SegNet's tutorial."""
         return list(PALETTE.values())
 
     def source(self, split: Split) -> FileSource:
-        """Pair the files of a split in either layout."""
+        """Return all examples of a split, in either layout.
+
+        Raises:
+            DataError: Files are missing.
+        """
         name = self.layout.splits[split]
         masks_in = self.root / f"{name}annot"
         if masks_in.is_dir():

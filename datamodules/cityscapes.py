@@ -14,13 +14,13 @@ from datamodules.reading.sources import FileSource
 CLASSES = sorted(
     (each for each in Cityscapes.classes if not each.ignore_in_eval), key=lambda each: each.train_id
 )
-# the licence plate, -1, would be stored as 255
+# the id of the licence plate is -1, which 8 bits would store as 255
 NOT_EVALUATED = [each.id % 256 for each in Cityscapes.classes if each.ignore_in_eval]
 
 ORIGIN = Origin(
     "Cityscapes",
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (leftImg8bit_trainextra.zip for "
-    "--data.train_extra) from https://www.cityscapes-dataset.com/downloads/",
+    "the option train_extra) from https://www.cityscapes-dataset.com/downloads/",
     """
     leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png ...   (and val, train_extra)
     gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png ...    (and val)
@@ -29,17 +29,18 @@ ORIGIN = Origin(
 
 
 class CityscapesDataModule(OfficialDataModule):
-    """Streets from a car: 2,975 training and 500 validation images of 2048x1024 pixels.
+    """Cityscapes, streets seen from a car: 2,975 training and 500 validation images.
 
-    Masks store the dataset's 34 ids, of which 19 are classes and the rest is void. Where every
-    image of a split has a file `..._gtFine_labelTrainIds.png` (0..18, void 255), those are read.
+    Images have 2048 x 1024 pixels. Masks store the dataset's 34 ids, of which 19 are classes and
+    the others are void. Where every image of a split has a file `..._gtFine_labelTrainIds.png`
+    (0..18, void 255), these files are read instead.
 
     Args:
-        root: The folder with `leftImg8bit` and `gtFine`, or the one that holds it as
-            `cityscapes`.
-        train_extra: Offer the 19,998 images of `leftImg8bit/train_extra` without labels, to
-            methods that use such.
-        loader_options: Passed to `OfficialDataModule`, which has `train`, and the base class.
+        root: Folder with `leftImg8bit` and `gtFine`, or the folder that holds it as `cityscapes`.
+        train_extra: True adds the 19,998 images of `leftImg8bit/train_extra` to the images that
+            methods use without labels.
+        loader_options: Arguments of `OfficialDataModule`, such as `train`, and of
+            `SegmentationDataModule`.
 
     Raises:
         DataError: Files are missing.
@@ -55,16 +56,20 @@ class CityscapesDataModule(OfficialDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """The 19 names that are evaluated."""
+        """The names of the 19 classes that are evaluated."""
         return [each.name for each in CLASSES]
 
     @property
     def palette(self) -> list[list[int]]:
-        """The official colours."""
+        """The official colours of the classes."""
         return [list(each.color) for each in CLASSES]
 
     def split_files(self, split: Literal["train", "val"]) -> FileSource:
-        """Return a split's files, by ids such as `aachen/aachen_000000_000019`."""
+        """Return the examples of a split, with ids such as `aachen/aachen_000000_000019`.
+
+        Raises:
+            DataError: Files are missing.
+        """
         home = self._home()
         images, folder = self._images(split), home / "gtFine" / split
         masks = ORIGIN.files(folder, "_gtFine_labelTrainIds")
@@ -77,7 +82,7 @@ class CityscapesDataModule(OfficialDataModule):
         return FileSource(pairs.images, pairs.masks, decoder)
 
     def extra_images(self) -> dict[str, Path]:
-        """Return the images of `train_extra` by id, where they are asked for."""
+        """Return the images of `train_extra` by id; none where the option is False."""
         return self._images("train_extra") if self.train_extra else {}
 
     def _home(self) -> Path:

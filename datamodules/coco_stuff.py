@@ -35,7 +35,7 @@ window-other, wood
 """
 NAMES = [name.strip() for name in f"{THINGS},{STUFF}".replace("\n", " ").split(",")]
 NEVER_USED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
-"""The stored ids of COCO's 11 things that have no annotation."""
+"""Stored ids of the 11 things of COCO that no image shows."""
 
 ORIGIN = Origin(
     "COCO-Stuff",
@@ -49,17 +49,18 @@ ORIGIN = Origin(
 
 
 class COCOStuffDataModule(OfficialDataModule):
-    """Things and stuff: 118,287 training and 5,000 validation images.
+    """COCO-Stuff, things and stuff: 118,287 training and 5,000 validation images.
 
     Masks store 0..181, and 255 for void.
 
     Args:
-        root: The folder with `images` and `annotations`, or the one that holds it as `cocostuff`,
-            `coco_stuff164k` or `coco`. The images may also lie in `train2017` and `val2017`
-            themselves, the masks in `stuffthingmaps_trainval2017`.
-        num_ids: 171 counts the classes that occur, 80 things and 91 stuff, in the order of their
-            ids; 182 keeps the ids as they are stored, 11 of which occur nowhere.
-        loader_options: Passed to `OfficialDataModule`, which has `train`, and the base class.
+        root: Folder with `images` and `annotations`, or the folder that holds it as `cocostuff`,
+            `coco_stuff164k` or `coco`. The images may also be in `train2017` and `val2017`
+            directly below it, the masks in `stuffthingmaps_trainval2017`.
+        num_ids: Number of classes. 171 has the classes that occur, 80 things and 91 stuff, in the
+            order of their ids; 182 has the ids as they are stored, 11 of which occur nowhere.
+        loader_options: Arguments of `OfficialDataModule`, such as `train`, and of
+            `SegmentationDataModule`.
 
     Raises:
         DataError: Files are missing.
@@ -72,23 +73,27 @@ class COCOStuffDataModule(OfficialDataModule):
     def __init__(self, root: str, num_ids: Literal[171, 182] = 171, **loader_options: Any) -> None:
         super().__init__(root, **loader_options)
         if num_ids not in (171, 182):
-            raise DataError(f"--data.num_ids must be 171 or 182, not {num_ids}")
+            raise DataError(f"num_ids must be 171 or 182, not {num_ids}", option="num_ids")
         unused = NEVER_USED if num_ids == 171 else set()
         self.stored = [value for value in range(len(NAMES)) if value not in unused]
         self.decoder = MaskDecoder(self.stored, void=[VOID], fixed=True)
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the official list."""
+        """The class names of the official list."""
         return [NAMES[value] for value in self.stored]
 
     def split_files(self, split: Literal["train", "val"]) -> FileSource:
-        """Return a split's files, by ids such as `000000000009`."""
+        """Return the examples of a split, with ids such as `000000000009`.
+
+        Raises:
+            DataError: Files are missing.
+        """
         name = f"{split}2017"
         images_in = self._folder("images", "", name)
         masks_in = self._folder("annotations", "stuffthingmaps_trainval2017", name)
         images = ORIGIN.files(images_in)
-        # what mmsegmentation writes beside the masks
+        # without the files that mmsegmentation writes beside the masks
         masks = {
             key: path
             for key, path in ORIGIN.files(masks_in).items()
@@ -99,7 +104,7 @@ class COCOStuffDataModule(OfficialDataModule):
         return FileSource(pairs.images, pairs.masks, self.decoder)
 
     def _folder(self, usual: str, other: str, split: str) -> Path:
-        """Return a split's folder of images or masks under its usual or its other name."""
+        """Return the folder of a split's images or masks, which has one of two names."""
         homes = [self.root, *(self.root / name for name in ("cocostuff", "coco_stuff164k", "coco"))]
         places = [home / kind / split for home in homes for kind in (usual, other)]
         found = next((place for place in places if place.is_dir()), None)

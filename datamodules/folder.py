@@ -1,4 +1,4 @@
-"""Anybody's images and masks, in folders."""
+"""Your own images and masks, in folders."""
 
 from __future__ import annotations
 
@@ -9,57 +9,59 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.base import SegmentationDataModule, Split, spread
+from datamodules.base import SegmentationDataModule
 from datamodules.errors import DataError, some
+from datamodules.images import Split
 from datamodules.reading.files import read_mask
 from datamodules.reading.layouts import FolderLayout
 from datamodules.reading.mask_decoder import VOID, MaskDecoder, UnknownValues, read_color_map
-from datamodules.reading.sources import FileSource, Source
+from datamodules.reading.sources import FileSource, Source, spread
 
 
 class FolderDataModule(SegmentationDataModule):
-    """Image files and mask files of the same names, one split per subfolder or list file.
+    """Image files and mask files of the same names, in one subfolder or list file per split.
 
-    Any of these layouts is found, images and masks in any file type:
+    These layouts are found, with images and masks of any file type:
 
         root/images/train/*.jpg   root/masks/train/*.png     (and val, test)
         root/train/images/*.jpg   root/train/masks/*.png     (and val, test)
         root/images/*.jpg         root/masks/*.png           with root/train.txt, root/val.txt
-        root/images/*.jpg         root/masks/*.png           alone: a fifth of the images validates
+        root/images/*.jpg         root/masks/*.png           without lists: a fifth is for val
 
-    Where there are both a subfolder and `train.txt`, the subfolder counts; `--data.train train.txt`
-    asks for the list. A line of a list file is an id (`a/b` for `images/a/b.jpg`) or an image's
-    path, or an image's and a mask's path, relative to the root or absolute, with a comma or white
-    space between them. A test split that is missing and was not named is replaced by
-    the validation split.
+    A subfolder `train` goes before a list `train.txt`; the option `train` can name the list. A
+    line of a list is an id (`a/b` for `images/a/b.jpg`), the path of an image, or the paths of an
+    image and its mask with a comma or white space between them; paths are absolute or relative to
+    the root. The validation split replaces a test split that is missing and was not named.
 
-    The classes are given by one of `num_classes` (stored values 0, 1, ...), `mask_values` and
-    `color_map`.
+    The classes are given by one of `num_classes`, `mask_values` and `color_map`.
 
     Args:
-        root: The folder of the dataset.
-        num_classes: Number of classes, where masks store 0 .. num_classes - 1.
-        mask_values: The stored value of each class in class order, e.g. [0, 255].
-        color_map: Class name -> RGB for colour-coded masks, or a file with it: `.csv` lines
-            `name,r,g,b`, `.json` or `.yaml`.
-        class_names: One name per class, in class order; with a `color_map` its names.
-        void: Stored values that mean "not labelled" (default 255, where that is no class), or
-            with a `color_map` the names of its entries that do.
-        unknown_values: `error` stops at a stored value that is no class, `void` leaves such
-            pixels out, `nearest` takes the nearest value or colour (masks saved as JPEG).
+        root: Folder of the dataset.
+        num_classes: Number of classes C of masks that store 0..C-1.
+        mask_values: Stored value of every class in class order, such as [0, 255].
+        color_map: RGB colours in 0..255 by class name for colour-coded masks, or the path of a
+            file with them: `.csv` with lines `name,r,g,b`, `.json` or `.yaml`.
+        class_names: One name per class, in class order. None takes the names of the `color_map`,
+            or `class_0` and so on.
+        void: Stored values that mean "not labelled", or names of entries of the `color_map` that
+            do. None takes 255 where that is no class, and nothing with a `color_map`.
+        unknown_values: Effect of a stored value that is neither class nor void: `error` stops,
+            `void` makes the pixel void, `nearest` takes the nearest value or colour, for masks
+            saved as JPEG.
         images: Name of the image folder.
         masks: Name of the mask folder.
-        image_suffix: What image names have before the file type and masks have not.
-        mask_suffix: Likewise for masks, e.g. `_mask` for `a.jpg` and `a_mask.png`.
-        train: Name of the training split: a subfolder, or a list file.
-        val: Name of the validation split.
-        test: Name of the test split.
-        unpaired: `error` stops where an image lacks its mask or a mask its image, `skip` leaves
-            those out.
-        loader_options: Passed to `SegmentationDataModule`.
+        image_suffix: End of image names, before the file type, that mask names do not have.
+        mask_suffix: End of mask names, before the file type, that image names do not have, such
+            as `_mask` for `a.jpg` and `a_mask.png`.
+        train: Name of the subfolder or list file of the training split.
+        val: Name of the subfolder or list file of the validation split.
+        test: Name of the subfolder or list file of the test split.
+        unpaired: `error` stops at an image without a mask or a mask without an image; `skip`
+            leaves them out.
+        loader_options: Arguments of `SegmentationDataModule`.
 
     Raises:
-        DataError: With the file, what was found and expected, and the option to change.
+        DataError: An option or a file is wrong; the message has the file and what was expected.
     """
 
     def __init__(
@@ -106,7 +108,10 @@ class FolderDataModule(SegmentationDataModule):
             "class_names": class_names and len(class_names),
         }
         if wrong := {name: size for name, size in given.items() if size not in (None, len(names))}:
-            raise DataError(f"{len(names)} classes, but {wrong}: these options must agree")
+            raise DataError(
+                f"there are {len(names)} classes, but {wrong}: these options must agree",
+                option=list(wrong),
+            )
         self._class_names = list(class_names or names)
 
     @property
@@ -116,16 +121,20 @@ class FolderDataModule(SegmentationDataModule):
 
     @property
     def dataset_name(self) -> str:
-        """The name of the root folder."""
+        """The name of the root folder, for the path of label splits."""
         return self.root.resolve().name
 
     @property
     def palette(self) -> list[list[int]] | None:
-        """The colours of the colour map, where there is one."""
+        """The colours of the colour map; None without one."""
         return self._palette
 
     def source(self, split: Split) -> FileSource:
-        """Pair the files of a split."""
+        """Return all examples of a split.
+
+        Raises:
+            DataError: Files are missing or unpaired.
+        """
         if split == "test" and not self.layout.has("test") and self.layout.splits["test"] == "test":
             rank_zero_info(f"no test split in {self.root}: the validation split takes its place")
             return self.source("val")
@@ -133,7 +142,7 @@ class FolderDataModule(SegmentationDataModule):
         return FileSource(pairs.images, pairs.masks, self.decoder)
 
     def predict_source(self) -> Source:
-        """Return the images to predict; those of a test folder need no masks."""
+        """Return the images to predict; a test folder of images needs no masks."""
         images = self.layout.images_without_masks("test") if self.predict is None else None
         return super().predict_source() if images is None else FileSource(images)
 
@@ -143,12 +152,14 @@ class FolderDataModule(SegmentationDataModule):
         void: Sequence[int | str] | None,
         unknown_values: UnknownValues,
     ) -> tuple[list[str], MaskDecoder]:
+        """Return class names and decoder of colour-coded masks."""
         colors = read_color_map(color_map)
         void_names = [str(name) for name in void or ()]
         if missing := [name for name in void_names if name not in colors]:
             raise DataError(
-                f"--data.void names {some(missing)}, which the colour map does not hold; "
-                f"it holds {some(list(colors), 20)}"
+                f"void names {some(missing)}, which the colour map does not hold; it holds "
+                f"{some(list(colors), 20)}",
+                option=("void", "color_map"),
             )
         names = [name for name in colors if name not in void_names]
         self._palette = [list(colors[name]) for name in names]
@@ -162,46 +173,60 @@ class FolderDataModule(SegmentationDataModule):
         mask_values: list[int] | None,
         class_names: list[str] | None,
     ) -> list[int]:
+        """Return the stored value of every class."""
         if mask_values is not None:
             return mask_values
         count = num_classes if num_classes is not None else len(class_names or ())
         if count < 1:
             raise DataError(
-                "which classes do the masks hold? Give one of --data.num_classes (stored values "
-                "0, 1, ...), --data.mask_values (e.g. [0,255]) and --data.color_map (a file of "
-                f"name,r,g,b lines). {self._seen_in_masks()}"
+                "which classes do the masks hold? Give the number of classes (stored values 0, 1, "
+                "...), their stored values such as [0,255], or a file with a line name,r,g,b per "
+                f"class. {self._seen_in_masks()}",
+                option=("num_classes", "mask_values", "color_map"),
             )
         return list(range(count))
 
     def _seen_in_masks(self) -> str:
-        """Describe what a few of the mask files hold, as a help to write the options."""
+        """Return one sentence about the values or colours of up to 16 masks, for an error."""
         files = self.layout.mask_files()
         if not files:
-            return f"No masks were found in {self.root}."
+            return f"No masks were found in {self.root}"
         chosen = spread(files, 16)
         rows = [read_mask(path) for path in chosen]
         flat = [row.reshape(-1, 3) if row.ndim == 3 else row.reshape(-1) for row in rows]
         if any(row.ndim == 2 for row in flat):
-            found = np.unique(np.concatenate([row for row in flat if row.ndim == 2]), axis=0)
-            named = some([str(tuple(color)) for color in found.tolist()], 24)
-            return f"{len(chosen)} masks looked at are RGB and hold the colours {named}."
+            colors = np.unique(np.concatenate([row for row in flat if row.ndim == 2]), axis=0)
+            shown = some([str(tuple(color)) for color in colors.tolist()], 24)
+            return f"{len(chosen)} of the masks are RGB and hold the colours {shown}"
         values = np.unique(np.concatenate(flat)).tolist()
-        return f"{len(chosen)} masks looked at hold the values {some(list(map(str, values)), 24)}."
+        return f"{len(chosen)} of the masks hold the values {some(list(map(str, values)), 24)}"
 
     def probe(self, source: Source) -> set[int]:
-        """Decode a few examples; tell 0 and 255 as two classes from one class and void."""
+        """Decode up to 8 examples, so that an error comes before training.
+
+        Returns:
+            The class ids in their masks.
+
+        Raises:
+            DataError: An example cannot be used, or masks of 0 and 255 may mean two classes or one
+                class and void.
+        """
         seen = super().probe(source)
         if seen == {0, VOID} and self.num_classes == 2 and not self._void_given:
             raise DataError(
-                f"the masks in {self.root} hold 0 and 255 but never 1. If 255 is the second "
-                "class: --data.mask_values [0,255]; if it is void: --data.void [255]"
+                f"the masks in {self.root} hold 0 and 255 but never 1: is 255 the second class, "
+                "or is it void?",
+                option=("mask_values [0,255]", "void [255]"),
             )
         return seen
 
 
 def _void_values(void: Sequence[int | str] | None, values: Sequence[int]) -> list[int]:
+    """Return the stored values that mean void."""
     if void is None:
         return [] if VOID in values else [VOID]
     if wrong := [value for value in void if not isinstance(value, int)]:
-        raise DataError(f"--data.void names {wrong}; without a colour map it takes stored values")
+        raise DataError(
+            f"void is {wrong}; without a colour map it must hold stored values", option="void"
+        )
     return [int(value) for value in void]

@@ -1,4 +1,4 @@
-"""What the official datasets share: read as they were unpacked, or an error that says how to."""
+"""The base class of official datasets, which are read as they were unpacked."""
 
 from __future__ import annotations
 
@@ -10,33 +10,46 @@ from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.base import SegmentationDataModule, Split
+from datamodules.base import SegmentationDataModule
 from datamodules.errors import DataError, UnpairedError, some
+from datamodules.images import Split
 from datamodules.reading.files import by_stem, list_images, read_lines
 from datamodules.reading.layouts import Pairs
 from datamodules.reading.sources import FileSource
 
 
 class Origin(NamedTuple):
-    """Where a dataset comes from and how it must look, for those who have it not or elsewhere."""
+    """Where a dataset is downloaded, and which files it has; for errors where they are missing."""
 
     name: str
+    """Name of the dataset."""
     download: str
-    """The archives, and the site that has them."""
+    """Names of the archives, and the address of the site that has them."""
     tree: str
-    """The folder that the option names, or the one above it, one path a line."""
-    option: str = "--data.root"
+    """Paths below the folder that the option names, or below its parent, one a line."""
+    option: str = "root"
+    """Name of the option for the folder."""
 
     def missing(self, path: Path) -> DataError:
-        """Return the error for a path of the dataset that is not there."""
+        """Return the error for a path of the dataset that does not exist."""
         return DataError(
             f"{path} does not exist; it is a part of {self.name}.\n"
-            f"Download {self.download} and unpack, so that the folder of option {self.option} "
-            f"holds\n{indent(dedent(self.tree).strip(), '    ')}"
+            f"Download {self.download} and unpack the files:\n"
+            f"{indent(dedent(self.tree).strip(), '    ')}\n"
+            "Then give the folder that holds them",
+            option=self.option,
         )
 
     def home(self, root: Path, marker: str, *below: str) -> Path:
-        """Return the first of `root/below` and `root` itself that holds the folder `marker`.
+        """Return the folder of the dataset.
+
+        Args:
+            root: Folder that the option names.
+            marker: Name of a folder that the dataset has.
+            below: Names of folders below `root` that may be the dataset.
+
+        Returns:
+            The first of `root/below` and `root` that holds `marker`.
 
         Raises:
             DataError: None of them does.
@@ -49,36 +62,58 @@ class Origin(NamedTuple):
         raise self.missing(there[0] / marker if there else root)
 
     def files(self, folder: Path, suffix: str = "") -> dict[str, Path]:
-        """Return the image files below a folder by the part of their path in front of `suffix`."""
+        """Return the image files below a folder by their paths without file type and suffix.
+
+        Args:
+            folder: Folder of images or masks.
+            suffix: End of the names, which is cut off; files with other names are left out.
+
+        Raises:
+            DataError: The folder does not exist.
+        """
         if not folder.is_dir():
             raise self.missing(folder)
         return by_stem(list_images(folder), folder, suffix)
 
     def pairs(self, images_in: Path, masks_in: Path, skip: bool) -> Pairs:
-        """Return all images and masks of two folders, paired by their names; see `pair`."""
+        """Return all images and masks of two folders, paired by their names.
+
+        Args:
+            images_in: Folder of the images.
+            masks_in: Folder of the masks.
+            skip: True leaves out files without a partner; False raises an error.
+
+        Raises:
+            DataError: A folder does not exist or has no files, or a file has no partner.
+        """
         images, masks = self.files(images_in), self.files(masks_in)
         where = f"{images_in} and {masks_in}"
         return pair(images.keys() | masks.keys(), images, masks, where, skip)
 
     def lines(self, path: Path) -> list[str]:
-        """Return the lines of a list file."""
+        """Return the lines of a list file.
+
+        Raises:
+            DataError: The file does not exist.
+        """
         if not path.is_file():
             raise self.missing(path)
         return read_lines(path)
 
 
 class OfficialDataModule(SegmentationDataModule, ABC):
-    """A public dataset in its own folders, without any step of conversion.
+    """A public dataset in its own folders, without conversion.
 
-    The labels of the test split are not public: the validation split takes its place.
+    The labels of the test split are not public, so that the validation split takes its place.
 
     Args:
-        root: The folder of the dataset, or the one that it was unpacked in.
-        train: The split to train on; `trainval` is both, for a test server.
-        loader_options: Passed to `SegmentationDataModule`.
+        root: Folder of the dataset, or the folder that it was unpacked in.
+        train: Split to train on: `train`, `val`, or `trainval` for both, as submissions to a test
+            server use it.
+        loader_options: Arguments of `SegmentationDataModule`.
 
     Attributes:
-        origin: Told where files are missing.
+        origin: Where the dataset is downloaded, and which files it has.
     """
 
     origin: Origin
@@ -96,19 +131,23 @@ class OfficialDataModule(SegmentationDataModule, ABC):
 
     @property
     def dataset_name(self) -> str:
-        """With the training split where that is not `train`: its label splits are its own."""
+        """Name in the path of label splits, with the training split where that is not `train`."""
         return super().dataset_name + ("" if self.train == "train" else f"_{self.train}")
 
     @abstractmethod
     def split_files(self, split: Literal["train", "val"]) -> FileSource:
-        """Return the examples of a split with public labels.
+        """Return the examples of a split whose labels are public.
 
         Raises:
             DataError: Files are missing.
         """
 
     def source(self, split: Split) -> FileSource:
-        """Pair the files of a split."""
+        """Return all examples of a split.
+
+        Raises:
+            DataError: Files are missing.
+        """
         if split == "test":
             rank_zero_info(
                 f"the test labels of {self.origin.name} are not public: the validation split "
@@ -123,12 +162,16 @@ class OfficialDataModule(SegmentationDataModule, ABC):
 
 
 def _joined(first: FileSource, second: FileSource) -> FileSource:
+    """Return the examples of two sources whose masks store classes in the same way."""
     assert first.masks is not None
     assert second.masks is not None
     assert first.decode is not None
     assert second.decode is not None
     if first.decode.fingerprint != second.decode.fingerprint:
-        raise DataError("train and val store their labels in different forms: convert one of them")
+        raise DataError(
+            "train and val store their labels in different forms: convert one of them",
+            option="root",
+        )
     return FileSource(first.images | second.images, first.masks | second.masks, first.decode)
 
 
@@ -142,26 +185,26 @@ def pair(
     """Return the image and the mask of every id.
 
     Args:
-        ids: What a list names, or all that folders hold.
-        images: Files by id; others than those of `ids` are left out.
-        masks: Likewise.
-        where: The list, or the folders; named in errors.
-        skip: Leave out ids without an image or without a mask.
+        ids: Ids to return, such as the lines of a list.
+        images: Image files by id; files of other ids are left out.
+        masks: Mask files by id; files of other ids are left out.
+        where: The list or the folders that have the ids, for errors.
+        skip: True leaves out ids without an image or without a mask; False raises an error.
 
     Raises:
-        UnpairedError: Ids without an image or without a mask.
-        DataError: No id at all.
+        UnpairedError: An id has no image or no mask.
+        DataError: There are no ids.
     """
     names = sorted(set(ids))
     if not names:
-        raise DataError(f"{where}: no images there (option: --data.root)")
-    told, defects = [], []
+        raise DataError(f"{where}: no images there", option="root")
+    problems, defects = [], []
     for kind, files, others in (("image", images, masks), ("mask", masks, images)):
         if lone := [name for name in names if name not in files]:
-            told.append(f"{len(lone)} of {len(names)} have no {kind}: {some(lone)}")
+            problems.append(f"{len(lone)} of {len(names)} have no {kind}: {some(lone)}")
             defects += [f"{others.get(name, name)} has no {kind} ({where})" for name in lone]
-    if told and not skip:
+    if problems and not skip:
         raise UnpairedError(
-            f"{where}: {'; '.join(told)}. Was everything unpacked? (option: --data.root)", defects
+            f"{where}: {'; '.join(problems)} (was everything unpacked?)", defects, option="root"
         )
     return Pairs(dict(images), dict(masks)).only([n for n in names if n in images and n in masks])

@@ -1,4 +1,4 @@
-"""Drawn landscapes with exact labels: the data that is always there."""
+"""Drawn landscapes with exact labels, which need no files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.base import SegmentationDataModule, Split
+from datamodules.base import SegmentationDataModule
 from datamodules.errors import DataError
+from datamodules.images import Split, at_least
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import Example, Source
+from datamodules.selection.seeds import RandomStream, generator
 
 PALETTE = {
     "sky": [135, 190, 235],
@@ -30,21 +32,24 @@ Color = tuple[int, int, int]
 
 
 class SyntheticScenesDataModule(SegmentationDataModule):
-    """Textured landscapes of eight classes, drawn when they are asked for.
+    """Textured landscapes of eight classes, each drawn when it is read.
 
-    What makes real street scenes hard is in them: `sign` is under 1 % of the pixels, `pole` is
-    one to three pixels wide, a `sign` stands only on a pole and a `boat` only on water, `water`
-    has the texture of the sky and is told by its place, red flowers look like signs and are
-    grass, and half of the scenes have void outlines.
+    They have the difficulties of real street scenes: `sign` is under 1 % of the pixels, `pole` is
+    one to three pixels wide, a `sign` is always on a pole and a `boat` always on water, `water`
+    has the texture of the sky and differs by its place alone, red flowers look like signs and are
+    `grass`, and half of the scenes have void outlines.
 
     Args:
-        train_size: Number of training scenes.
-        val_size: Number of validation scenes.
-        test_size: Number of test scenes.
-        image_size: Height and width in pixels, at least 32.
-        scene_seed: Seed of the scenes themselves; a scene depends on it, the split and its
-            index only.
-        loader_options: Passed to `SegmentationDataModule`.
+        train_size: Number of training scenes, at least 0.
+        val_size: Number of validation scenes, at least 0.
+        test_size: Number of test scenes, at least 0.
+        image_size: Height and width of a scene in pixels, at least 32 each.
+        scene_seed: Seed of the scenes, at least 0. A scene depends on this seed, its split and its
+            index alone.
+        loader_options: Arguments of `SegmentationDataModule`.
+
+    Raises:
+        DataError: An option is out of its range.
     """
 
     default_crop_size = 128
@@ -61,9 +66,11 @@ class SyntheticScenesDataModule(SegmentationDataModule):
     ) -> None:
         super().__init__(**loader_options)
         if min(image_size) < 32:
-            raise DataError(f"--data.image_size must be at least 32x32, not {list(image_size)}")
-        if min(train_size, val_size, test_size) < 0:
-            raise DataError("--data.train_size, val_size and test_size must not be negative")
+            raise DataError(
+                f"image_size must be at least 32x32, not {list(image_size)}", option="image_size"
+            )
+        at_least(0, train_size=train_size, val_size=val_size, test_size=test_size)
+        at_least(0, scene_seed=scene_seed)
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
         self.image_size = image_size
         self.scene_seed = scene_seed
@@ -75,11 +82,11 @@ class SyntheticScenesDataModule(SegmentationDataModule):
 
     @property
     def palette(self) -> list[list[int]]:
-        """Colours near the drawn ones, but for poles and boats, which would be lost."""
+        """Colours near those of the scenes; poles and boats have brighter ones, to be seen."""
         return list(PALETTE.values())
 
     def source(self, split: Split) -> SceneSource:
-        """Return the scenes of a split."""
+        """Return all scenes of a split."""
         return SceneSource(split, self.sizes[split], self.image_size, self.scene_seed)
 
 
@@ -88,9 +95,9 @@ class SceneSource(Source):
 
     Args:
         split: `train`, `val` or `test`; no scene is in two of them.
-        size: Number of scenes.
-        image_size: Height and width in pixels.
-        seed: Another seed, other scenes.
+        size: Number of scenes, at least 0.
+        image_size: Height and width of a scene in pixels, at least 32 each.
+        seed: Seed of the scenes, at least 0.
     """
 
     def __init__(self, split: Split, size: int, image_size: tuple[int, int], seed: int) -> None:
@@ -101,16 +108,21 @@ class SceneSource(Source):
 
     @property
     def ids(self) -> list[str]:
-        """`train_00000`, `train_00001`, ..."""
+        """The names `train_00000`, `train_00001` and so on."""
         return [f"{self.split}_{index:05d}" for index in range(self.size)]
 
     def labels_version(self) -> str:
-        """Return what decides the scenes."""
+        """Return split, size and seed, which the scenes depend on."""
         return f"{self.split} {self.size} {self.image_size} {self.seed}"
 
     def read(self, index: int, reduce: int = 1) -> Example:
-        """Draw a scene, always at its full size."""
-        rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index))
+        """Draw a scene.
+
+        Args:
+            index: Position of the scene in its split.
+            reduce: Ignored: a scene has its full size.
+        """
+        rng = generator(self.seed, RandomStream.SCENE, _SPLITS.index(self.split), index)
         image, mask = draw_scene(rng, self.image_size)
         return Example(f"{self.split}_{index:05d}", image, mask)
 
@@ -121,8 +133,8 @@ def draw_scene(
     """Draw one landscape.
 
     Args:
-        rng: Decides everything about it.
-        size: Height and width in pixels.
+        rng: Source of the random numbers.
+        size: Height and width in pixels, at least 32 each.
 
     Returns:
         (H, W, 3) uint8 RGB image and (H, W) uint8 class ids, 255 where void.
@@ -138,7 +150,7 @@ def draw_scene(
 
 
 class _Scene:
-    """A canvas on which each call paints one kind of thing over what is there."""
+    """A canvas; each method paints one kind of thing over the things painted before."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng = rng
@@ -147,7 +159,7 @@ class _Scene:
         self.mask = np.full(size, SKY, np.uint8)
         self.image = np.empty((*size, 3), np.float32)
         self.void_outlines = rng.random() < 0.5
-        # sky and water are one colour: only the place tells them apart
+        # sky and water have the same colour, so that only their place distinguishes them
         self.blue: Color = _near(rng, (130, 165, 205), 25)
         self.image[:] = self._texture(self.blue, cell=24, contrast=18)
 
@@ -173,7 +185,7 @@ class _Scene:
 
     def _boat(self, lake: NDArray[np.uint8]) -> None:
         half = max(3, int(self.width * self.rng.uniform(0.03, 0.07)))
-        # where the whole hull floats with water around it
+        # (H, W) -> the pixels where a whole boat has water around it
         rows, columns = np.nonzero(cv2.erode(lake, np.ones((half + 5, 2 * half + 5), np.uint8)))
         if len(rows) == 0:
             return
@@ -248,7 +260,7 @@ class _Scene:
             thing = np.isin(self.mask, (BUILDING, BOAT, WATER)).astype(np.uint8) * self.mask
             cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
             outline = cv2.morphologyEx(thing, cv2.MORPH_GRADIENT, cross) > 0
-            thin = np.isin(self.mask, (POLE, SIGN))  # would vanish altogether
+            thin = np.isin(self.mask, (POLE, SIGN))  # an outline would cover them wholly
             self.mask[outline & ~thin] = VOID
         return image, self.mask
 
@@ -258,13 +270,14 @@ class _Scene:
         self.mask[inside] = label
 
     def _texture(self, color: Color, cell: int, contrast: float) -> NDArray[np.float32]:
-        """Smooth noise of a given grain around a colour."""
+        """Return smooth noise (H, W, 3) around a colour; `cell` is its grain in pixels."""
         coarse = (self.height // cell + 2, self.width // cell + 2)
         noise = self.rng.normal(0, contrast, coarse).astype(np.float32)
         smooth = cv2.resize(noise, (self.width, self.height), interpolation=cv2.INTER_CUBIC)
         return np.asarray(color, np.float32) + smooth[..., None]
 
     def _point(self, top: int, bottom: int) -> tuple[int, int]:
+        """Return a random column, and a random row in [top, bottom)."""
         return int(self.rng.integers(self.width)), int(self.rng.integers(top, bottom))
 
 

@@ -8,42 +8,34 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from datamodules.augmenting.steps import Step
-from datamodules.base import UNLABELED, SegmentationDataModule, Split
 from datamodules.errors import DataError
-from datamodules.loading.dataset import OnBadSample
+from datamodules.images import ImageDataModule, Split
+from datamodules.loading.loaders import Stream
 from datamodules.loading.shards import UnlabeledShards
+from datamodules.loading.streams import UNLABELED, Loaders
 from datamodules.reading.files import find_images
 from datamodules.reading.sources import FileSource, Source
 
 
-class UnlabeledDataModule(SegmentationDataModule):
-    """Batches of `image`, `valid` and `id` without masks; there are no classes.
+class UnlabeledDataModule(ImageDataModule):
+    """Batches of `image`, `valid` and `id`, without masks: there are no classes.
 
     Args:
-        images: Folders, globs, images or `.txt` lists of images.
-        shards: Tar files of images, instead.
-        val_share: Share of the images, chosen by a hash of their ids, that validation sees
-            whole, in [0, 1); where it is above 0 at least one of two or more.
-        val_images: Likewise to `images`, what validation sees instead. With shards there is
-            no other validation.
-        batch_size: Training images per device and step.
-        val_batch_size: Validation images per device and step.
-        crop_size: See `SegmentationDataModule`, like what follows.
-        scale: Smallest and largest random scale factor.
-        augmentation: Of training images.
-        num_workers: Loader processes per device.
-        seed: Of order and augmentation.
-        iterations_per_epoch: Training batches of an epoch; None takes one pass, which for shards
-            needs their `size`.
-        cache: Folder for decoded images.
-        on_bad_sample: `raise` or `skip`.
+        images: Folders, globs, images or `.txt` lists of images to train on.
+        shards: Tar files of images to train on, instead of `images`.
+        val_share: Share of `images` that validation reads whole and training does not, in [0, 1);
+            default chosen here. The images are chosen by a hash of their ids, so that one stays
+            in validation when others are added. A share above 0 takes at least one of two images.
+        val_images: Folders, globs, images or `.txt` lists of images that validation reads instead
+            of that share. With `shards` there is no other validation.
+        image_options: Arguments of `ImageDataModule`. One pass over `shards` is known only where
+            they have a `size`; `iterations_per_epoch` sets the length of an epoch otherwise.
 
     Raises:
-        DataError: Neither or both of images and shards, or an impossible option.
+        DataError: Both or none of `images` and `shards` are given, or an option is impossible.
     """
 
-    may_be_empty = (UNLABELED, "val")
+    may_be_empty = ("val",)
 
     def __init__(
         self,
@@ -51,35 +43,13 @@ class UnlabeledDataModule(SegmentationDataModule):
         shards: UnlabeledShards | None = None,
         val_share: float = 0.1,
         val_images: str | list[str] | None = None,
-        batch_size: int = 8,
-        val_batch_size: int = 1,
-        crop_size: int | tuple[int, int] | None = None,
-        scale: tuple[float, float] | None = None,
-        augmentation: str | list[Step] = "standard",
-        num_workers: int | None = None,
-        seed: int | None = None,
-        iterations_per_epoch: int | None = None,
-        cache: str | None = None,
-        on_bad_sample: OnBadSample = "raise",
+        **image_options: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            crop_size=crop_size,
-            scale=scale,
-            augmentation=augmentation,
-            num_workers=num_workers,
-            seed=seed,
-            iterations_per_epoch=iterations_per_epoch,
-            cache=cache,
-            on_bad_sample=on_bad_sample,
-        )
-        # one stream of images, which are all without labels
-        self.batch_size, self.unlabeled_batch_size = 0, batch_size
+        super().__init__(**image_options)
         if (images is None) == (shards is None):
-            raise DataError("give one of --data.images FOLDER and --data.shards")
+            raise DataError("give either images or shards", option=("images FOLDER", "shards"))
         if not 0 <= val_share < 1:
-            raise DataError(f"--data.val_share must lie in [0, 1), not {val_share}")
+            raise DataError(f"val_share must be in [0, 1), not {val_share}", option="val_share")
         self.images = images
         self.shards = shards
         self.val_share = val_share
@@ -87,36 +57,53 @@ class UnlabeledDataModule(SegmentationDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """None: nothing is labelled."""
+        """An empty list, because nothing is labelled."""
         return []
 
     def source(self, split: Split) -> Source:
-        """Return the images of a split; those of shards are no source."""
+        """Return the images of a split; shards are read as a stream and are no source.
+
+        Raises:
+            DataError: There are no images at a place that an option names.
+        """
         if split != "train" and self.val_images is not None:
-            return FileSource(find_images(self.val_images, option="--data.val_images"))
+            return FileSource(find_images(self.val_images, option="val_images"))
         if self.images is None:
             return FileSource({})
-        found = find_images(self.images, option="--data.images")
-        held_out = set() if self.val_images is not None else self._held_out(list(found))
-        chosen = found.keys() - held_out if split == "train" else held_out
-        return FileSource({name: found[name] for name in chosen})
+        images = find_images(self.images, option="images")
+        held_out = set() if self.val_images is not None else self._held_out(list(images))
+        chosen = images.keys() - held_out if split == "train" else held_out
+        return FileSource({name: images[name] for name in chosen})
 
     def _held_out(self, names: list[str]) -> set[str]:
+        """Return the ids of the images that validation reads."""
         if self.val_share == 0 or len(names) < 2:
             return set()
-        # a share of the hashes, so that an image stays where it is when others are added
+        # a share of the hashes, so that an image stays in its split when others are added
         places = {name: int.from_bytes(sha256(name.encode()).digest()[:4]) for name in names}
         chosen = {name for name, place in places.items() if place < self.val_share * 2**32}
         first = min(names, key=places.__getitem__)
         return (chosen if len(chosen) < len(names) else chosen - {first}) or {first}
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Whole validation images in order; none where there are none."""
+        """Return whole validation images in order; an empty list where there are none."""
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return super().val_dataloader()
 
     def _setup_training(self) -> None:
         if self.shards is None:
-            whole = self._found("train")
-            self.probe(whole)
-            self._sources[UNLABELED] = whole
+            super()._setup_training()
+
+    def _training_stream(self, loaders: Loaders) -> Stream:
+        size = self.batch_size
+        if self.shards is not None:
+            steps = self.iterations_per_epoch or loaders.rank.batches(
+                self.shards.known_size(), size
+            )
+            return loaders.streamed(
+                self.shards, self.augmentation, None, size, steps, self.num_workers
+            )
+        source = self._sources["train"]
+        steps = self.iterations_per_epoch or loaders.rank.batches(len(source), size)
+        dataset = self._dataset(source, self.on_bad_sample, self.augmentation)
+        return loaders.shuffled(dataset, UNLABELED, size, steps, self.num_workers)

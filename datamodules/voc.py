@@ -56,7 +56,7 @@ SBD = Origin(
         img/2008_000002.jpg ...
         train.txt, val.txt
     """,
-    "--data.sbd",
+    "sbd",
 )
 SBD_LISTS = ("train", "val")
 AUG_LISTS = [
@@ -67,22 +67,24 @@ AUG_LISTS = [
 
 
 class VOCDataModule(OfficialDataModule):
-    """20 objects and background: 1,464 training images, 10,582 with SBD's, 1,449 for validation.
+    """Pascal VOC 2012: 20 objects and background, 1,449 validation images.
 
-    Masks store 0..20, and 255 for void, which is the border of objects.
+    There are 1,464 training images, or 10,582 with those of SBD. Masks store 0..20, and 255 for
+    void, which is the border of objects.
 
     Args:
-        root: The folder with `VOCdevkit`, or `VOCdevkit`, or `VOC2012`.
-        train: `train`; `trainval`, which holds the validation images too, for a submission; or
-            `trainaug`, VOC's training images and all of SBD's that are not for validation.
-        sbd: SBD's own folder `benchmark_RELEASE`, for `trainaug`. None takes the masks of
-            `VOC2012/SegmentationClassAug`: those of the list `trainaug.txt` or `train_aug.txt`
-            in `ImageSets/Segmentation` or `ImageSets/SegmentationAug`, without a list all that
-            are not for validation.
-        loader_options: Passed to `SegmentationDataModule`.
+        root: Folder `VOC2012`, its parent `VOCdevkit`, or the folder that holds `VOCdevkit`.
+        train: Split to train on: `train`; `trainval`, which also holds the validation images, for
+            a submission; or `trainaug`, the training images of VOC and all images of SBD that are
+            not for validation.
+        sbd: Folder `benchmark_RELEASE` with SBD's own files, for `trainaug`. None takes the masks
+            of `VOC2012/SegmentationClassAug` that the list `trainaug.txt` or `train_aug.txt` in
+            `ImageSets/Segmentation` or `ImageSets/SegmentationAug` names; without a list it takes
+            all masks there that are not for validation.
+        loader_options: Arguments of `SegmentationDataModule`.
 
     Raises:
-        DataError: Files are missing, or a list for training names images for validation.
+        DataError: Files are missing, or a training list names validation images.
     """
 
     default_crop_size = (321, 321)
@@ -98,7 +100,9 @@ class VOCDataModule(OfficialDataModule):
     ) -> None:
         super().__init__(root, **loader_options)
         if sbd is not None and train != "trainaug":
-            raise DataError(f"--data.sbd needs --data.train trainaug, not {train}")
+            raise DataError(
+                f"sbd is for the training split trainaug, not for {train}", option="train trainaug"
+            )
         self.train_list = train
         self.trains_on_val = train == "trainval"
         self.sbd = None if sbd is None else Path(sbd).expanduser()
@@ -106,21 +110,25 @@ class VOCDataModule(OfficialDataModule):
 
     @property
     def dataset_name(self) -> str:
-        """`voc_trainaug` and so on: splits of one training list are not those of another."""
+        """Name in the path of label splits, with the training list: `voc_trainaug`."""
         return f"voc_{self.train_list}"
 
     @property
     def class_names(self) -> list[str]:
-        """The 21 names of the benchmark."""
+        """The 21 class names of the benchmark."""
         return list(PALETTE)
 
     @property
     def palette(self) -> list[list[int]]:
-        """The colours that the mask files carry."""
+        """The colours in the palette of the mask files."""
         return list(PALETTE.values())
 
     def split_files(self, split: Literal["train", "val"]) -> FileSource:
-        """Return the files that the split's list names."""
+        """Return the examples that the list of a split names.
+
+        Raises:
+            DataError: Files are missing, or a training list names validation images.
+        """
         home = VOC.home(self.root, "JPEGImages", "VOCdevkit/VOC2012", "VOC2012")
         name = self.train_list if split == "train" else "val"
         if name == "trainaug":
@@ -135,11 +143,13 @@ class VOCDataModule(OfficialDataModule):
         return FileSource(pairs.images, pairs.masks, self.decoder)
 
     def _from_pngs(self, home: Path) -> Pairs:
+        """Return the pairs of `trainaug` whose masks are PNG files in `SegmentationClassAug`."""
         folder = home / "SegmentationClassAug"
         if not folder.is_dir():
             raise DataError(
-                f"{folder} does not exist; --data.train trainaug needs that folder of PNG files, "
-                f"or --data.sbd, the folder with SBD's own files (cls/*.mat): {SBD.download}"
+                f"{folder} does not exist; trainaug needs that folder of PNG files, or the folder "
+                f"with SBD's own files (cls/*.mat): {SBD.download}",
+                option=("sbd", "train train"),
             )
         masks = VOC.files(folder)
         lists = [home / "ImageSets" / name for name in AUG_LISTS]
@@ -152,16 +162,18 @@ class VOCDataModule(OfficialDataModule):
             ids = {PurePosixPath(line.split()[0]).stem for line in VOC.lines(found)}
             if leaked := sorted(ids & set(_listed(home, "val"))):
                 raise DataError(
-                    f"{found} names {len(leaked)} images of the validation split: {some(leaked)}"
+                    f"{found} names {len(leaked)} images of the validation split: {some(leaked)}",
+                    option="root",
                 )
         return pair(ids, VOC.files(home / "JPEGImages"), masks, where, self.skip_unpaired)
 
     def _from_sbd(self, home: Path, root: Path) -> Pairs:
+        """Return the pairs of `trainaug` from the files of VOC and of SBD."""
         sbd = SBD.home(root, "cls", "benchmark_RELEASE/dataset", "dataset")
         own = set(_listed(home, "train"))
         ids = own.union(*(SBD.lines(sbd / f"{name}.txt") for name in SBD_LISTS))
         ids -= set(_listed(home, "val"))
-        # VOC's own masks are the finer ones
+        # where both have a mask, VOC's is finer
         masks = {path.stem: path for path in (sbd / "cls").glob("*.mat") if path.stem not in own}
         masks |= {
             name: path

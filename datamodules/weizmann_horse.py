@@ -1,4 +1,4 @@
-"""Weizmann horses (Borenstein, Ullman 2002): one horse an image, and what is around it."""
+"""Weizmann horses (Borenstein, Ullman 2002): images of one horse each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datamodules.base import Split
 from datamodules.errors import DataError
 from datamodules.folder import FolderDataModule
+from datamodules.images import Split
 from datamodules.official import Origin
 from datamodules.reading.cache import DecodedCache
 from datamodules.reading.files import image_size
@@ -29,24 +29,26 @@ ORIGIN = Origin(
     """,
 )
 BLACK = "horse318"
-"""The one whose rgb file is all black."""
+"""Id of the image whose rgb file is all black, which is left out."""
 
-TRAIN, VAL = 200, 63
-ASPECT = 0.02
+TRAIN, VAL = 200, 63  # images, of a division chosen here
+ASPECT = 0.02  # largest relative difference of the proportions of image and mask
 
 
 class WeizmannHorseDataModule(FolderDataModule):
-    """Two classes, background and horse.
+    """Weizmann horses, with the classes background and horse.
 
-    The database as it was downloaded has no official split: its 327 usable images are divided
-    200/63/64 in an order given by a hash of their names. Its masks are JPEG files, where 128 and
-    above is horse, of a size of their own, to which the images are resized.
+    The database has no official split. Its 327 usable images are divided into 200 for training,
+    63 for validation and 64 for test, in an order by a hash of their names. Its masks are JPEG
+    files, where 128 and above is horse; their sizes differ from those of the images, which are
+    resized to them.
 
     Args:
-        root: The folder `weizmann_horse_db` or the one that holds it; or a folder that
+        root: Folder `weizmann_horse_db`, or the folder that holds it; or a folder that
             `FolderDataModule` reads, such as one with `train`, `val` and `test`, each holding
             `images` and `masks` of 0 and 1.
-        loader_options: Passed to `FolderDataModule`.
+        loader_options: Arguments of `FolderDataModule`, except `class_names`, and of
+            `SegmentationDataModule`.
 
     Raises:
         DataError: Files are missing, or an image and its mask differ in their proportions.
@@ -63,16 +65,20 @@ class WeizmannHorseDataModule(FolderDataModule):
 
     @property
     def palette(self) -> list[list[int]]:
-        """The colours of the database's masks."""
+        """The colours of the masks."""
         return list(PALETTE.values())
 
     def source(self, split: Split) -> FileSource:
-        """Pair the files of a split in either layout."""
+        """Return all examples of a split, in either layout.
+
+        Raises:
+            DataError: Files are missing.
+        """
         masks_in = self.root / "figure_ground"
         if masks_in.is_dir():
             pairs = ORIGIN.pairs(self.root / "rgb", masks_in, self.skip_unpaired)
             pairs = pairs.only(_divided(pairs.images, split))
-            # nearest to 0 or to 255 is below 128 or not
+            # a value is nearest to 0 below 128, and nearest to 255 otherwise
             decoder = MaskDecoder([0, 255], unknown_values="nearest")
             return ResizedSource(pairs.images, pairs.masks, decoder)
         if not any(self.layout.has(each) for each in self.layout.splits):
@@ -81,13 +87,14 @@ class WeizmannHorseDataModule(FolderDataModule):
 
 
 class ResizedSource(FileSource):
-    """Examples whose images take the size of their masks.
+    """Examples whose images are resized to the size of their masks.
 
     Args:
         images: Image files by id.
         masks: Mask files by id.
-        decode: Turns what a mask file stores into class ids; None for examples without labels.
-        cache: Keeps what was decoded.
+        decode: Turns the stored values of a mask file into class ids; None returns examples
+            without masks.
+        cache: Keeps decoded images and masks; None decodes the files each time.
     """
 
     def __init__(
@@ -119,6 +126,7 @@ class ResizedSource(FileSource):
 
 
 def _divided(names: dict[str, Path], split: Split) -> list[str]:
+    """Return the ids of a split."""
     order = sorted(names.keys() - {BLACK}, key=lambda name: sha256(name.encode()).digest())
     parts = {
         "train": order[:TRAIN],

@@ -1,7 +1,8 @@
-"""Random scale and crop, computed on just the part of the image that the crop will show.
+"""Random scale and crop, computed only on the part of the image that the crop will show.
 
-Scaling an image of 2048x1024 pixels to keep 512x512 of it wastes most of the work. Drawing the
-crop's place in the scaled image first and working back to the source gives the same pixels.
+Scaling an image of 2048x1024 pixels to keep 512x512 of it wastes most of the work. Here the place
+of the crop in the scaled image is drawn first, and each pixel of the crop is interpolated from the
+pixels of the unscaled image below it. The result is the same.
 """
 
 from __future__ import annotations
@@ -15,65 +16,75 @@ from numpy.typing import NDArray
 from datamodules.errors import DataError
 from datamodules.reading.mask_decoder import VOID
 
-# ImageNet's mean colour: what a network sees as nothing in particular
+# the mean colour of ImageNet, which normalisation turns into 0
 PAD_COLOR = (124, 116, 104)
 
 
 class Crop(NamedTuple):
-    """A window into a scaled image, which may reach beyond it."""
+    """A window into a scaled image; it may reach beyond the image, into padding."""
 
     source: tuple[int, int]
     """Height and width of the image before scaling, in pixels."""
     scaled: tuple[int, int]
-    """Height and width after scaling."""
+    """Height and width of the image after scaling, in pixels."""
     top: int
-    """First row of the window in the scaled image; negative where padding comes first."""
+    """First row of the window in the scaled image; negative where rows of padding come first."""
     left: int
-    """First column, likewise."""
+    """First column of the window; negative where columns of padding come first."""
     size: tuple[int, int]
-    """Height and width of the window."""
+    """Height and width of the window in pixels."""
 
     def image(self, image: NDArray[np.uint8], reduced: int = 1) -> NDArray[np.uint8]:
-        """Cut the window out of an image with bilinear interpolation, as scale-then-crop would.
+        """Cut the window out of an image with the pixels of bilinear scaling and cropping.
 
         Args:
-            image: (H, W, 3), or one that was decoded at 1/`reduced` of its size.
-            reduced: How many pixels of the original one of its pixels stands for.
+            image: (H, W, 3) RGB; (H / reduced, W / reduced, 3) where it was decoded smaller.
+            reduced: Factor by which the image was decoded smaller, at least 1.
 
         Returns:
-            (h, w, 3); padding has ImageNet's mean colour.
+            (h, w, 3) RGB; padding has the mean colour of ImageNet.
         """
         rows, columns = self.inside()
+        # (H, W, 3) -> only the rows and columns that the window shows
         vertical, high = self._axis(0, rows, image.shape[0], reduced)
         horizontal, wide = self._axis(1, columns, image.shape[1], reduced)
         shape = (columns.stop - columns.start, rows.stop - rows.start)
         cut = image[high, wide]
+        # -> (rows, columns, 3) of the window's part inside of the image
         if self.source == self.scaled and reduced == 1:
             cut = cut[: shape[1], : shape[0]]
         else:
             cut = _warp(cut, horizontal, vertical, shape)
+        # -> (h, w, 3) with padding around
         if shape != self.size[::-1]:
             above, below = rows.start, self.size[0] - rows.stop
-            before, behind = columns.start, self.size[1] - columns.stop
+            left, right = columns.start, self.size[1] - columns.stop
             cut = cv2.copyMakeBorder(
-                cut, above, below, before, behind, cv2.BORDER_CONSTANT, value=PAD_COLOR
+                cut, above, below, left, right, cv2.BORDER_CONSTANT, value=PAD_COLOR
             ).astype(np.uint8, copy=False)
         return cut
 
     def mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Cut the window out of (H, W) labels: each pixel gets the label below its centre.
+        """Cut the window out of a mask; each pixel gets the class id below its centre.
 
-        OpenCV's `INTER_NEAREST` looks at the pixel's corner instead, which shifts labels against
-        the image by half a pixel.
+        OpenCV's `INTER_NEAREST` takes the class id below the corner of the pixel instead, which
+        shifts labels against the image by half a pixel.
+
+        Args:
+            mask: (H, W) class ids.
+
+        Returns:
+            (h, w) class ids; padding is void, 255.
         """
         rows, columns = self.inside()
-        # columns first: they lie close together
+        # (H, W) -> (rows, columns); columns first, because they are adjacent in memory
         high, wide = self._nearest(0, rows), self._nearest(1, columns)
         cut: NDArray[np.uint8] = (
             mask[high[0] : high[-1] + 1].take(wide, axis=1).take(high - high[0], axis=0)
         )
         if cut.shape == self.size:
             return cut
+        # -> (h, w) with void around
         padded = np.full(self.size, VOID, np.uint8)
         padded[rows, columns] = cut
         return padded
@@ -97,7 +108,18 @@ class Crop(NamedTuple):
     def _axis(
         self, axis: int, part: slice, length: int, reduced: int
     ) -> tuple[tuple[float, float], slice]:
-        """Return slope and offset from the window's pixels to the source's, and what they touch."""
+        """Return how to interpolate one axis of the image.
+
+        Args:
+            axis: 0 for rows, 1 for columns.
+            part: Pixels of the window that lie in the scaled image.
+            length: Pixels of the image along the axis.
+            reduced: Factor by which the image was decoded smaller.
+
+        Returns:
+            Slope and offset that map a pixel of the part to the image, and the pixels of the image
+            that are needed.
+        """
         slope = self.source[axis] / self.scaled[axis] / reduced
         begin = part.start + (self.top, self.left)[axis]
         first = (begin + 0.5) * slope - 0.5  # pixel centres lie at halves
@@ -107,6 +129,7 @@ class Crop(NamedTuple):
         return (slope, first - low), slice(low, high)
 
     def _nearest(self, axis: int, part: slice) -> NDArray[np.intp]:
+        """Return the row or column of the image below the centre of each pixel of the window."""
         pixels = np.arange(part.start, part.stop) + (self.top, self.left)[axis]
         # floor((pixel + 1/2) * source / scaled), exactly
         return (2 * pixels + 1) * self.source[axis] // (2 * self.scaled[axis])
@@ -118,10 +141,18 @@ def _warp(
     vertical: tuple[float, float],
     shape: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """Sample an image at slope * pixel + offset; `shape` is the result's width and height."""
+    """Sample an image bilinearly at slope * pixel + offset.
+
+    Args:
+        image: (rows, columns, 3).
+        horizontal: Slope and offset of columns.
+        vertical: Slope and offset of rows.
+        shape: Width and height of the result.
+    """
     to_source = np.array([[horizontal[0], 0, horizontal[1]], [0, vertical[0], vertical[1]]])
     warped = cv2.warpAffine(
-        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA),  # four channels take a third of three's time
+        # warping four channels takes a third of the time of three
+        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA),
         to_source,
         shape,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
@@ -133,16 +164,17 @@ def _warp(
 class RandomScaleCrop:
     """Draws a scale factor uniformly, then the place of a crop uniformly in the scaled image.
 
-    A scaled image that is smaller than the crop is padded evenly on both sides: ImageNet's mean
-    colour, and void in the mask.
+    A scaled image that is smaller than the crop is padded evenly on both sides, with the mean
+    colour of ImageNet in the image and void in the mask.
 
     Args:
-        size: Height and width of the crop in pixels, or the side of a square.
-        scale: Smallest and largest factor.
-        step: Draw only `scale[0]`, `scale[0] + step`, ... up to `scale[1]`; None draws any.
+        size: Height and width of the crop in pixels, or the side of a square, at least 1.
+        scale: Smallest and largest factor, above 0.
+        step: Distance of the factors `scale[0]`, `scale[0] + step`, ... up to `scale[1]`, above 0;
+            None draws any factor in the range.
 
     Raises:
-        DataError: An impossible option.
+        DataError: An argument is out of its range.
     """
 
     def __init__(
@@ -153,18 +185,20 @@ class RandomScaleCrop:
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 1:
-            raise DataError(f"--data.crop_size must be at least 1, not {size}")
+            raise DataError(f"crop_size must be at least 1, not {size}", option="crop_size")
         low, high = scale
         if not 0 < low <= high:
-            raise DataError(f"--data.scale must be 0 < smallest <= largest, not {[low, high]}")
+            raise DataError(
+                f"scale must be 0 < smallest <= largest, not {[low, high]}", option="scale"
+            )
         if step is not None and step <= 0:
-            raise DataError(f"the step of RandomScaleCrop must be positive, not {step}")
+            raise DataError(f"the step of RandomScaleCrop must be above 0, not {step}")
         self.size = (height, width)
         self.scale = (float(low), float(high))
         self.step = step
 
     def factor(self, rng: np.random.Generator) -> float:
-        """Draw a scale factor."""
+        """Draw a scale factor of the range."""
         low, high = self.scale
         if self.step is None:
             return float(rng.uniform(low, high))
@@ -172,7 +206,13 @@ class RandomScaleCrop:
         return low + self.step * int(rng.integers(count))
 
     def place(self, rng: np.random.Generator, source: tuple[int, int], factor: float) -> Crop:
-        """Draw the place of a crop in an image of (height, width), scaled by a factor."""
+        """Draw the place of a crop.
+
+        Args:
+            rng: Source of the random numbers.
+            source: Height and width of the image in pixels.
+            factor: Scale factor, above 0.
+        """
         scaled = (max(1, round(source[0] * factor)), max(1, round(source[1] * factor)))
         top, left = (
             int(rng.integers(have - want + 1)) if have >= want else -((want - have) // 2)

@@ -1,13 +1,14 @@
-"""Mix-and-Match's patches: squares cut out of a labelled image, each of its centre pixel's class.
+"""Labelled patches for mix-and-match tuning: squares with the class of their centre pixel.
 
 X. Zhan, Z. Liu, P. Luo, X. Tang, C. C. Loy: Mix-and-Match Tuning for Self-Supervised Semantic
-Segmentation (AAAI 2018, arXiv 1712.00661). Sampling follows the authors' code, but for what goes
-wrong there: an image without background gets no patch labelled so, no patch is void, and overlap
-is a share of the patch's own area.
+Segmentation (AAAI 2018, arXiv 1712.00661). Sampling follows the authors' code with three
+differences: an image without background gets no patch labelled background, no patch is void, and
+overlap is a share of the patch's own area.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -18,22 +19,23 @@ from numpy.typing import NDArray
 from datamodules.augmenting.crop import PAD_COLOR
 from datamodules.errors import DataError
 from datamodules.reading.mask_decoder import VOID
+from lightning_seg.errors import require_range
 
-_CANDIDATES = 5  # per patch that is wanted
+_CANDIDATES = 5  # squares drawn per patch of an object, as in the authors' code
 
 
 class Square(NamedTuple):
-    """A patch's place in an image, which it may reach beyond."""
+    """The place of a patch in an image; it may reach beyond the image."""
 
     row: int
-    """Of the centre pixel; half the side is above it, the other half begins with it."""
+    """Row of the centre pixel, which is the first row of the lower half."""
     column: int
-    """Of the centre pixel, likewise."""
+    """Column of the centre pixel, which is the first column of the right half."""
     side: int
-    """Length in pixels, even."""
+    """Side in pixels, even."""
 
     def inside(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """Return the rows and columns that lie in an image of (height, width, ...)."""
+        """Return the rows and columns of the square in an image of shape (height, width, ...)."""
         half = self.side // 2
         rows, columns = (
             slice(max(0, centre - half), min(length, centre + half))
@@ -46,37 +48,39 @@ class Patches(NamedTuple):
     """Patches of one image."""
 
     images: NDArray[np.uint8]
-    """(k, out_size, out_size, 3) RGB; ImageNet's mean colour beyond the image."""
+    """(k, o, o, 3) uint8 RGB; pixels beyond the image have the mean colour of ImageNet."""
     labels: NDArray[np.int64]
-    """(k,) class ids of the centre pixels; never void."""
+    """(k,) class ids of the centre pixels, without void."""
 
 
 class PatchMixer:
     """Draws labelled patches of an image.
 
-    Centres are uniform among the pixels of all objects, and for a share of the patches among those
-    of the background; sides are uniform among the even numbers of a range. Five times as many
-    candidates are drawn as there shall be objects. In this order, one is discarded if those kept
-    cover too much of it, and taken up again only if too few are left. Background is not compared.
+    Centres are drawn uniformly among the pixels of all objects, and for a share of the patches
+    among the pixels of the background; sides are drawn uniformly among the even numbers of a
+    range. Five candidates are drawn per patch of an object. A candidate is discarded if the
+    candidates kept before it cover too much of its area; discarded candidates are used only where
+    too few were kept. Patches of the background are not compared.
 
-    An image without background has patches of objects only, one without objects K of the
-    background; one that is all void has none. So there are K patches or 0.
+    An image without background has K patches of objects, an image without objects K patches of the
+    background, and an image that is all void has none: there are either K patches or 0.
 
     Args:
-        patches_per_image: K, at least 1.
-        patch_size: Smallest and largest side of a patch in the image, in pixels, 2 or more.
-        out_size: Side in pixels that all patches are resized to, bilinear and without
-            antialiasing, as the authors do.
-        background_index: The class id of the background; None for data without, such as
-            Cityscapes: there the patches of all classes are drawn alike.
-        background_share: Share of the patches that background gets where there is any, in [0, 1),
-            rounded down, but at least one of two or more patches; 0 gives it none.
-        max_overlap: How much of a candidate may be covered by those kept before it, as a share of
-            its area in the image, in [0, 1].
-        legacy_overlap: Take the share of the first candidate's area instead, as the authors' code.
+        patches_per_image: Number of patches K of an image, at least 1.
+        patch_size: Smallest and largest side of a patch in the image, in pixels, at least 2.
+        out_size: Side o in pixels that all patches are resized to, at least 1; bilinear and
+            without antialiasing, as in the authors' code.
+        background_index: Class id of the background, in [0, 254]. None is for data without
+            background, such as Cityscapes: the pixels of all classes are then drawn alike.
+        background_share: Share of the patches that show background where an image has any, in
+            [0, 1), rounded down, but at least one of two or more patches; 0 gives none.
+        max_overlap: Share of a candidate's area in the image that the candidates kept before it
+            may cover, in [0, 1].
+        legacy_overlap: True divides the covered area by the area of the first candidate, as the
+            authors' code does.
 
     Raises:
-        DataError: An impossible option.
+        DataError: An argument is out of its range.
     """
 
     def __init__(
@@ -89,28 +93,26 @@ class PatchMixer:
         max_overlap: float = 0.6,
         legacy_overlap: bool = False,
     ) -> None:
-        if min(patches_per_image, out_size) < 1:
-            raise DataError(
-                "--data.patches.patches_per_image and --data.patches.out_size must be at least 1, "
-                f"not {patches_per_image} and {out_size}"
-            )
+        sizes = {"patches_per_image": patches_per_image, "out_size": out_size}
+        require_range(1, math.inf, error=DataError, **sizes)
+        require_range(0, 1, error=DataError, max_overlap=max_overlap)
         smallest, largest = patch_size
         if not 2 <= smallest <= largest or (smallest == largest and smallest % 2):
             raise DataError(
-                "--data.patches.patch_size must be 2 <= smallest <= largest with an even number in "
-                f"between, not {[smallest, largest]}"
+                "patch_size must be 2 <= smallest <= largest with an even number in between, not "
+                f"{[smallest, largest]}",
+                option="patch_size",
             )
         if background_index is not None and not 0 <= background_index < VOID:
             raise DataError(
-                f"--data.patches.background_index must lie in [0, {VOID - 1}] or be null, not "
-                f"{background_index}"
+                f"background_index must be in [0, {VOID - 1}] or null, not {background_index}",
+                option="background_index",
             )
         if not 0 <= background_share < 1:
             raise DataError(
-                f"--data.patches.background_share must lie in [0, 1), not {background_share}"
+                f"background_share must be in [0, 1), not {background_share}",
+                option="background_share",
             )
-        if not 0 <= max_overlap <= 1:
-            raise DataError(f"--data.patches.max_overlap must lie in [0, 1], not {max_overlap}")
         self.patches_per_image = patches_per_image
         self.halves = ((smallest + 1) // 2, largest // 2)
         self.out_size = out_size
@@ -128,13 +130,14 @@ class PatchMixer:
         Args:
             image: (H, W, 3) RGB, of any size.
             mask: (H, W) class ids, 255 where void.
-            rng: Decides everything random.
+            rng: Source of the random numbers.
 
         Raises:
-            ValueError: Image and mask do not fit.
+            ValueError: Image and mask differ in size, or the image has not three channels.
 
         Example:
-            One pixel has a class; a patch of 2 pixels has it for its last, and padding around.
+            The image has one pixel. In a patch of 2 x 2 pixels it is the last, the others are
+            padding.
 
             >>> image, mask = np.zeros((1, 1, 3), np.uint8), np.full((1, 1), 3, np.uint8)
             >>> draw = PatchMixer(patches_per_image=2, patch_size=(2, 2), out_size=2)
@@ -148,18 +151,20 @@ class PatchMixer:
                 "(H, W)"
             )
         squares = self.draw(mask, rng)
+        # K squares of (side, side, 3) -> (K, o, o, 3)
         images = np.empty((len(squares), self.out_size, self.out_size, 3), np.uint8)
         for square, patch in zip(squares, images, strict=True):
             _cut(image, square, patch)
         return Patches(images, np.array([mask[square[:2]] for square in squares], np.int64))
 
     def draw(self, mask: NDArray[np.uint8], rng: np.random.Generator) -> list[Square]:
-        """Draw the places of patches, those of the background last.
+        """Draw the places of patches; squares in the background come last.
 
         Args:
             mask: (H, W) class ids, 255 where void.
-            rng: Decides everything random.
+            rng: Source of the random numbers.
         """
+        # (H, W) class ids -> (H, W) bool, two maps without void
         objects = mask != VOID
         if self.background_index is None:
             background = np.zeros_like(objects)
@@ -170,6 +175,7 @@ class PatchMixer:
             objects, background = background, objects
         if not objects.any():
             return []
+        # (H, W) bool -> squares around random pixels
         quota = self.quota if background.any() else 0
         wanted = self.patches_per_image - quota
         squares = discard_covered(
@@ -186,14 +192,22 @@ class PatchMixer:
     def _squares(
         self, chosen: NDArray[np.bool_], count: int, rng: np.random.Generator
     ) -> Iterator[Square]:
-        """Return squares around random pixels of those chosen, found when they are asked for."""
-        # counts per row, and looking into one row for each draw, take a tenth of np.nonzero's time
+        """Yield squares around random pixels of a map.
+
+        Args:
+            chosen: (H, W), True where a centre may be.
+            count: Number of squares.
+            rng: Source of the random numbers.
+        """
+        # a count per row and a search in one row per square take a tenth of the time of np.nonzero
+        # (H, W) -> (H,) number of True pixels up to the end of each row
         per_row = cv2.reduce(chosen.view(np.uint8), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
         ends = per_row[:, 0].cumsum()
         picks = rng.integers(ends[-1], size=count)
         sides = 2 * rng.integers(*self.halves, size=count, endpoint=True)
         rows = ends.searchsorted(picks, side="right")
-        # picks count from the image's beginning, `pick - ends[row]` from the row's end
+        # a pick counts True pixels from the first row on; `pick - ends[row]` is negative and counts
+        # them from the end of the row
         return (
             Square(int(row), int(np.flatnonzero(chosen[row])[pick - ends[row]]), int(side))
             for row, pick, side in zip(rows, picks, sides, strict=True)
@@ -207,21 +221,24 @@ def discard_covered(
     max_overlap: float = 0.6,
     legacy_overlap: bool = False,
 ) -> list[Square]:
-    """Take squares that show something new, then others if these are too few.
+    """Take squares that overlap little with those taken before, then others if these are too few.
 
     Args:
-        candidates: In order of preference; no more are looked at than it takes.
-        wanted: How many to take.
-        shape: Height and width of the image; what is outside does not count.
-        max_overlap: Largest share of a square that those taken before it may cover.
-        legacy_overlap: Divide by the area of the first square.
+        candidates: Squares in order of preference; candidates after the last one taken are not
+            evaluated.
+        wanted: Number of squares to take.
+        shape: Height and width of the image; pixels outside do not count.
+        max_overlap: Largest share of a square's area that squares taken before may cover, in
+            [0, 1].
+        legacy_overlap: True divides the covered area by the area of the first square.
 
     Returns:
-        At most `wanted` squares. The first ones keep to `max_overlap`, in order; then, if there
-        were not enough, come those that do not.
+        At most `wanted` squares: those within `max_overlap` in order, then, if these are too few,
+        those above it in order.
 
     Example:
-        Squares of 4 by 4; the second shows just a quarter that is new, the third is disjoint.
+        Squares of 4 x 4 pixels: the first covers three quarters of the second and nothing of the
+        third.
 
         >>> squares = [Square(2, 2, 4), Square(2, 3, 4), Square(2, 6, 4)]
         >>> [each.column for each in discard_covered(squares, 3, (9, 9))]
@@ -246,15 +263,18 @@ def discard_covered(
 
 
 def _cut(image: NDArray[np.uint8], square: Square, patch: NDArray[np.uint8]) -> None:
-    """Fill a patch with a square of the image, resized."""
+    """Resize a square of an image (H, W, 3) into a patch (o, o, 3)."""
+    # (H, W, 3) -> the part of (side, side, 3) inside of the image
     rows, columns = square.inside(image.shape)
     cut = image[rows, columns]
     if cut.shape[:2] != (square.side, square.side):
         top, left = square.row - square.side // 2, square.column - square.side // 2
+        # -> (side, side, 3) with padding around
         above, before = rows.start - top, columns.start - left
-        below, behind = top + square.side - rows.stop, left + square.side - columns.stop
+        below, after = top + square.side - rows.stop, left + square.side - columns.stop
         padded = cv2.copyMakeBorder(
-            cut, above, below, before, behind, cv2.BORDER_CONSTANT, value=PAD_COLOR
+            cut, above, below, before, after, cv2.BORDER_CONSTANT, value=PAD_COLOR
         )
         cut = padded.astype(np.uint8, copy=False)
+    # -> (o, o, 3)
     cv2.resize(cut, patch.shape[1::-1], dst=patch, interpolation=cv2.INTER_LINEAR)

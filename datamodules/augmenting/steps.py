@@ -1,54 +1,46 @@
-"""What happens to a training image: a list of steps, named as YAML names them.
+"""Augmentation of a training image: a list of steps, named as YAML names them.
 
 A step is the name of a class, alone or with its arguments: `HorizontalFlip` or
-`{HorizontalFlip: {p: 0.5}}`. `RandomScaleCrop` is ours, and so is a `HorizontalFlip` behind it;
-every other name is albumentations'.
-Everything random is drawn from the example's own seed.
+`{HorizontalFlip: {p: 0.5}}`. `RandomScaleCrop` is this package's own class, and so is a
+`HorizontalFlip` directly after it; every other name is a class of albumentations.
+Everything random is drawn from the seed of the example.
 """
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import os
-import random
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.augmenting.crop import Crop, RandomScaleCrop
-from datamodules.errors import DataError, OptionError
-from datamodules.reading.mask_decoder import VOID
-
-if TYPE_CHECKING:
-    import albumentations as A
-
-Step = Any  # str, a mapping of one name to arguments, or an albumentations transform
+from datamodules.augmenting.transforms import NamedStep, Step, Transforms, create, listed, named
+from datamodules.errors import DataError
+from datamodules.reading.sources import Example
+from datamodules.selection.seeds import RandomStream, generator
 
 PRESETS: dict[str, list[Step]] = {
-    # the field's usual recipe, with the data module's own range of scales
+    # the field's usual augmentation, with the scales of the data module
     "standard": ["RandomScaleCrop", {"HorizontalFlip": {"p": 0.5}}],
-    # DeepLab's (arXiv 1606.00915, 1706.05587): the scales in quarters
+    # DeepLab (arXiv 1606.00915, 1706.05587): scales in steps of a quarter
     "deeplab": [
         {"RandomScaleCrop": {"scale": [0.5, 2.0], "step": 0.25}},
         {"HorizontalFlip": {"p": 0.5}},
     ],
-    # AdvSemiSeg's (arXiv 1802.07934) with both of its switches on ...
+    # AdvSemiSeg (arXiv 1802.07934) with its options for random scales and random flips
     "adv_semi_seg": [
         {"RandomScaleCrop": {"scale": [0.5, 1.6], "step": 0.1}},
         {"HorizontalFlip": {"p": 0.5}},
     ],
-    # ... and with both off, as in its published command
+    # AdvSemiSeg without both options, as in its published command
     "crop": [{"RandomScaleCrop": {"scale": [1.0, 1.0]}}],
-    # adversarial structure matching's (CVPR 2019)
+    # adversarial structure matching (CVPR 2019)
     "crop_flip": [{"RandomScaleCrop": {"scale": [1.0, 1.0]}}, {"HorizontalFlip": {"p": 0.5}}],
 }
 
 STRONG_PRESETS: dict[str, list[Step]] = {
-    # colours as consistency methods disturb them
+    # the changes of colour that consistency methods use
     "strong": [
         {
             "ColorJitter": {
@@ -64,7 +56,14 @@ STRONG_PRESETS: dict[str, list[Step]] = {
     ],
 }
 
-_INSIDE = 253  # no likely fill of a mask
+
+class Draw(NamedTuple):
+    """The random choices for one example that are made before its file is read."""
+
+    seed: int
+    """Seed of all further random choices for the example, in [0, 2**32)."""
+    factor: float
+    """Scale factor of the image, above 0; 1 where the augmentation scales nothing."""
 
 
 class Augmented(NamedTuple):
@@ -73,25 +72,25 @@ class Augmented(NamedTuple):
     image: NDArray[np.uint8]
     """(h, w, 3) RGB."""
     mask: NDArray[np.uint8] | None
-    """(h, w) class ids, 255 where void or outside of the image."""
+    """(h, w) class ids, 255 where void or padding; None for an example without a mask."""
     valid: NDArray[np.bool_]
-    """(h, w), True where the image is and not padding."""
+    """(h, w), True where the crop shows the image and False where it is padding."""
 
 
 class Augmentation:
-    """A list of steps on image, labels and the mask of what is not padding.
+    """A list of steps that make a training crop of an example.
 
     Args:
-        steps: The name of a preset, or a list of steps. At most one of them is
-            `RandomScaleCrop`; what stands before it works on the whole image.
-        crop_size: Height and width of a `RandomScaleCrop` that names no `size`.
-        scale: Range of factors of a `RandomScaleCrop` that names no `scale`; None takes
+        steps: Name of a preset, or a list of steps. At most one step is `RandomScaleCrop`; steps
+            before it work on the whole image, steps after it on the crop.
+        crop_size: Height and width in pixels of a `RandomScaleCrop` without `size`.
+        scale: Smallest and largest factor of a `RandomScaleCrop` without `scale`; None takes
             `default_scale`.
-        default_scale: Of this kind of data.
-        option: Named in errors.
+        default_scale: Smallest and largest factor that suit the kind of data.
+        option: Name of the option that gave the steps, for errors.
 
     Raises:
-        DataError: An unknown name or argument, with what was probably meant.
+        DataError: A step or an argument does not exist; the message suggests similar names.
     """
 
     def __init__(
@@ -100,279 +99,158 @@ class Augmentation:
         crop_size: tuple[int, int],
         scale: tuple[float, float] | None = None,
         default_scale: tuple[float, float] = (0.5, 2.0),
-        option: str = "--data.augmentation",
+        option: str = "augmentation",
     ) -> None:
-        named = [_named(step, option) for step in _listed(steps, PRESETS, option)]
-        places = [place for place, (name, _) in enumerate(named) if name == "RandomScaleCrop"]
+        chosen = [named(step, option) for step in listed(steps, PRESETS, option)]
+        places = [place for place, (name, _) in enumerate(chosen) if name == "RandomScaleCrop"]
         if len(places) > 1:
-            raise DataError(f"{option} names RandomScaleCrop more than once")
-        # checked without one too: a wrong option is not to pass unseen
+            raise DataError(f"{option} names RandomScaleCrop more than once", option=option)
+        # created without such a step too, because it checks `crop_size` and `scale`
         usual = RandomScaleCrop(crop_size, default_scale if scale is None else scale)
         self.crop: RandomScaleCrop | None = None
-        at = len(named)
-        if scale is not None and not places:
-            raise DataError(f"--data.scale says {list(scale)}, but {option} has no RandomScaleCrop")
+        at = places[0] if places else len(chosen)
+        _refuse_second_scale(scale, chosen[at][1] if places else None, option)
         if places:
-            at = places[0]
-            given = named[at][1]
-            if scale is not None and "scale" in given:
-                raise DataError(
-                    f"--data.scale says {list(scale)}, the RandomScaleCrop of {option} "
-                    f"{list(given['scale'])}: leave one out"
-                )
-            self.crop = _make(
-                RandomScaleCrop, {"size": usual.size, "scale": usual.scale, **given}, option
-            )
-        self.before = _compose(named[:at], option)
-        rest = named[at + 1 :]
+            arguments = {"size": usual.size, "scale": usual.scale, **chosen[at][1]}
+            self.crop = create(RandomScaleCrop, arguments, option)
+        rest = chosen[at + 1 :]
         self.flip = 0.0
         if self.crop is not None and rest and rest[0][0] == "HorizontalFlip":
-            self.flip = _make(HorizontalFlip, rest.pop(0)[1], option).p
-        self.after = _compose(rest, option)
+            self.flip = create(HorizontalFlip, rest.pop(0)[1], option).p
+        self.before = _transforms(chosen[:at], RandomStream.STEPS_BEFORE_CROP, option)
+        self.after = _transforms(rest, RandomStream.STEPS_AFTER_CROP, option)
 
-    def draw(self, seed: int) -> tuple[np.random.Generator, float]:
-        """Return the generator of an example and its scale factor, known before it is read."""
-        rng = np.random.default_rng(_part(seed, 0))
-        return rng, 1.0 if self.crop is None else self.crop.factor(rng)
+    def draw(self, seed: int) -> Draw:
+        """Return the scale factor for an example, which decides how its file is read.
 
-    def reduction(self, factor: float) -> int:
-        """Return to which part of its size, 1/1 to 1/8, a JPEG may be decoded for this factor.
+        Args:
+            seed: Seed of the example, in [0, 2**32).
+        """
+        if self.crop is None:
+            return Draw(seed, 1.0)
+        return Draw(seed, self.crop.factor(generator(seed, RandomStream.SCALE)))
 
-        Only below a half: decoding averages the pixels that plain scaling would skip.
+    def reduction(self, draw: Draw) -> int:
+        """Return n of the 1/n, one of 1, 2, 4, 8, at which a JPEG may be decoded.
+
+        Only factors below one half reduce: decoding averages pixels that bilinear scaling skips.
         """
         if self.before is not None or self.crop is None:
             return 1
-        return next((part for part in (8, 4, 2) if factor * part < 1), 1)
+        return next((part for part in (8, 4, 2) if draw.factor * part < 1), 1)
 
-    def __call__(
-        self,
-        image: NDArray[np.uint8],
-        mask: NDArray[np.uint8] | None,
-        seed: int,
-        drawn: tuple[np.random.Generator, float] | None = None,
-        size: tuple[int, int] | None = None,
-        reduced: int = 1,
-    ) -> Augmented:
-        """Augment one example.
+    def __call__(self, example: Example, draw: Draw) -> Augmented:
+        """Make a training crop.
 
         Args:
-            image: (H, W, 3) RGB.
-            mask: (H, W) class ids; None where there are no labels.
-            seed: Decides everything random.
-            drawn: What `draw` returned for this seed, where it was called.
-            size: Height and width of the whole image, where it was decoded smaller.
-            reduced: How many times smaller.
+            example: Image, and mask where there is one, of the whole example; the image may be
+                decoded at a part of its size, as `reduction` allows.
+            draw: Result of `draw` for the example's seed. The same draw makes the same crop.
 
         Raises:
-            DataError: The steps return something other than 8-bit RGB.
+            DataError: A step fails, or its result is not an 8-bit RGB image.
         """
-        rng, factor = self.draw(seed) if drawn is None else drawn
+        image, mask, size = example.image, example.mask, example.size
         valid = None
         if self.before is not None:
-            image, mask, valid = _apply(self.before, image, mask, None, _part(seed, 1))
-            size = None  # the steps may have changed it
+            image, mask, valid = self.before.everything(image, mask, None, draw.seed)
+            size = (image.shape[0], image.shape[1])  # steps may change it
         if self.crop is not None:
-            place = self.crop.place(rng, size or image.shape[:2], factor)
-            image = place.image(image, reduced)
+            rng = generator(draw.seed, RandomStream.CROP)
+            # (H, W, 3), (H, W) -> (h, w, 3), (h, w)
+            place = self.crop.place(rng, size, draw.factor)
+            image = place.image(image, example.reduced)
             mask = None if mask is None else place.mask(mask)
             valid = place.valid() if valid is None else _cut_valid(place, valid)
-            if rng.random() < self.flip:  # views: the flip is done when they are copied
+            if rng.random() < self.flip:  # views, whose copies cost nothing extra later
                 image, valid = image[:, ::-1], valid[:, ::-1]
                 mask = None if mask is None else mask[:, ::-1]
         if self.after is not None:
-            image, mask, valid = _apply(self.after, image, mask, valid, _part(seed, 2))
+            image, mask, valid = self.after.everything(image, mask, valid, draw.seed)
         return Augmented(
             image, mask, np.ones(image.shape[:2], np.bool_) if valid is None else valid
         )
 
 
 class HorizontalFlip:
-    """Mirrors left and right behind a `RandomScaleCrop`, where it costs nothing.
+    """Mirrors a crop left to right, directly after `RandomScaleCrop`.
 
     Args:
-        p: Probability, in [0, 1].
+        p: Probability in [0, 1].
     """
 
     def __init__(self, p: float = 0.5) -> None:
         if not 0 <= p <= 1:
-            raise ValueError(f"p must lie in [0, 1], not {p}")
+            raise ValueError(f"p must be in [0, 1], not {p}")
         self.p = p
 
 
 class StrongView:
-    """Changes of colour and sharpness, on top of a crop whose geometry stays.
+    """Makes a second view of a crop: other colours and sharpness, the same geometry.
 
     Args:
         steps: `strong`, or a list of albumentations' pixel-level transforms.
 
     Raises:
-        DataError: An unknown name or argument, or a step that moves pixels.
+        DataError: A step or an argument does not exist, or a step moves pixels.
     """
 
     def __init__(self, steps: str | Sequence[Step]) -> None:
-        option = "--data.strong_augmentation"
-        named = [_named(step, option) for step in _listed(steps, STRONG_PRESETS, option)]
-        compose = _compose(named, option)
-        if compose is None:
-            raise DataError(f"{option} is empty")
-        self.compose = compose
+        option = "strong_augmentation"
+        chosen = [named(step, option) for step in listed(steps, STRONG_PRESETS, option)]
+        if not chosen:
+            raise DataError("the list of steps is empty", option=option)
+        self.transforms = Transforms(chosen, RandomStream.STRONG_VIEW, option)
         import albumentations as A
 
-        for step in _leaves(compose):
+        for step in self.transforms.flat():
             if not isinstance(step, A.ImageOnlyTransform):
                 raise DataError(
-                    f"{option}: {type(step).__name__} moves pixels; the strong "
-                    "view must lie on the weak one, only pixel-level transforms can stand here"
+                    f"{type(step).__name__} moves pixels: the strong view must show the same "
+                    "pixels as the weak one, so that only pixel-level transforms can be its steps",
+                    option=option,
                 )
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Return another view of an (h, w, 3) image."""
-        _seed(self.compose, _part(seed, 3))
-        return _rgb(_run(self.compose, image)["image"])
+        """Return another view (h, w, 3) of a crop (h, w, 3).
+
+        Args:
+            image: RGB crop.
+            seed: Seed of the example, in [0, 2**32).
+        """
+        return self.transforms.image(image, seed)
 
 
-def _listed(
-    steps: str | Sequence[Step], presets: Mapping[str, list[Step]], option: str
-) -> list[Step]:
-    if not isinstance(steps, str):
-        return list(steps)
-    if steps not in presets:
+def _transforms(steps: list[NamedStep], stream: RandomStream, option: str) -> Transforms | None:
+    return Transforms(steps, stream, option) if steps else None
+
+
+def _refuse_second_scale(
+    scale: tuple[float, float] | None, crop: Mapping[str, Any] | None, option: str
+) -> None:
+    """Raise an error where the option `scale` has no step to act on, or the step has its own.
+
+    Args:
+        scale: Value of the option; None where it is not given.
+        crop: Arguments of the step `RandomScaleCrop`; None where there is no such step.
+        option: Name of the option that gave the steps.
+    """
+    if scale is None:
+        return
+    if crop is None:
         raise DataError(
-            f"{option} {steps}: there is no such preset; there are {', '.join(presets)}, or "
-            "give a list of steps"
+            f"scale is {list(scale)}, but {option} has no RandomScaleCrop",
+            option=("scale", option),
         )
-    return presets[steps]
-
-
-def _named(step: Step, option: str) -> tuple[Any, dict[str, Any]]:
-    """Split a step into its name, or the transform that it is, and its arguments."""
-    if isinstance(step, Mapping):
-        if len(step) != 1:
-            raise DataError(f"a step of {option} is one name with its arguments, not {dict(step)}")
-        ((name, arguments),) = step.items()
-        return str(name), dict(arguments or {})
-    return step, {}
-
-
-def _compose(named: Sequence[tuple[Any, dict[str, Any]]], option: str) -> A.Compose | None:
-    if not named:
-        return None
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network
-    import albumentations as A  # takes seconds: not for `--help`
-
-    steps = []
-    for name, arguments in named:
-        if not isinstance(name, str):
-            steps.append(name)
-            continue
-        kind = getattr(A, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform | A.BaseCompose)):
-            known = [*(each for each in dir(A) if each[0].isupper())]
-            near = difflib.get_close_matches(name, known, n=2)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see albumentations' list"
-            raise DataError(f"{option}: there is no step {name!r}; {hint}")
-        if issubclass(kind, A.BaseCompose):
-            steps_inside = arguments.pop("transforms", [])
-            inner = _compose([_named(step, option) for step in steps_inside], option)
-            arguments["transforms"] = [] if inner is None else inner.transforms
-        steps.append(_make(kind, arguments, option))
-    return A.Compose(steps, additional_targets={"inside": "mask"})
-
-
-def _make(kind: type[Any], arguments: dict[str, Any], option: str) -> Any:
-    """Create a step; what albumentations only warns of, a wrong argument, is an error."""
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            made = kind(**arguments)
-        problem = next((str(each.message) for each in told if "not valid" in str(each.message)), "")
-    except DataError:
-        raise
-    except Exception as error:
-        problem = str(error)
-    if not problem:
-        return made
-    accepted = [name for name in inspect.signature(kind).parameters if name != "self"]
-    raise DataError(
-        f"{option}: {kind.__name__} does not take {arguments} ({' '.join(problem.split())}); "
-        f"it takes {', '.join(accepted)}"
-    )
-
-
-def _leaves(step: Any) -> list[Any]:
-    """Return the transforms in nested compositions."""
-    import albumentations as A
-
-    if not isinstance(step, A.BaseCompose):
-        return [step]
-    return [leaf for inner in step.transforms for leaf in _leaves(inner)]
-
-
-def _apply(
-    compose: A.Compose,
-    image: NDArray[np.uint8],
-    mask: NDArray[np.uint8] | None,
-    valid: NDArray[np.bool_] | None,
-    seed: int,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.bool_]]:
-    """Apply albumentations with a random state of its own.
-
-    What is not padding travels as a second mask, so that labels are void wherever a step has
-    filled in, whatever it fills masks with.
-    """
-    masks = {"inside": np.full(image.shape[:2], _INSIDE, np.uint8)}
-    if valid is not None:
-        masks["inside"][~valid] = 0
-    if mask is not None:
-        masks["mask"] = np.ascontiguousarray(mask)
-    _seed(compose, seed)
-    result = _run(compose, image, **masks)
-    inside = result["inside"] == _INSIDE
-    if mask is not None:
-        mask = np.where(inside, result["mask"], VOID).astype(np.uint8)
-    return _rgb(result["image"]), mask, inside
-
-
-def _part(seed: int, part: int) -> int:
-    """Return the seed of one part of an example's augmentation: no two draw the same numbers."""
-    return int(np.random.SeedSequence((seed, part)).generate_state(1)[0])
-
-
-def _seed(compose: A.Compose, seed: int) -> None:
-    """Give the steps one common source of random numbers.
-
-    Left to itself, albumentations 2.0.8 draws the same stream in every worker and every epoch;
-    its `set_random_seed` gives each step a source of its own with the same seed, so that what
-    they draw goes together.
-    """
-    compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-
-
-def _run(
-    compose: A.Compose, image: NDArray[np.uint8], **masks: NDArray[np.uint8]
-) -> dict[str, Any]:
-    try:
-        # contiguous: it may be a mirrored view
-        result: dict[str, Any] = compose(image=np.ascontiguousarray(image), **masks)
-    except Exception as error:
-        steps = ", ".join(type(step).__name__ for step in compose.transforms)
-        size = f"{image.shape[1]}x{image.shape[0]}"
-        raise OptionError(
-            f"--data.augmentation: {steps} failed on an image of {size}: {error}"
-        ) from error
-    return result
-
-
-def _rgb(image: Any) -> NDArray[np.uint8]:
-    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3):
-        kind = getattr(image, "dtype", type(image).__name__)
-        raise OptionError(
-            f"the steps of --data.augmentation return {kind}, expected 8-bit RGB: leave Normalize, "
-            "ToFloat and ToTensorV2 out, normalisation is done on the device"
+    if "scale" in crop:
+        raise DataError(
+            f"scale is {list(scale)}, but the RandomScaleCrop of {option} has the scale "
+            f"{list(crop['scale'])}: leave one out",
+            option=("scale", option),
         )
-    return image
 
 
 def _cut_valid(place: Crop, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Cut `valid` (H, W) out as `Crop.mask` cuts labels; padding is False."""
     cut: NDArray[np.bool_] = place.mask(valid.astype(np.uint8)) == 1
     return cut

@@ -1,4 +1,4 @@
-"""Examples of a source, augmented where their key says so, as tensors; and how they batch."""
+"""Examples of a source as tensors, augmented where their key has a seed, and their batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from datamodules.augmenting.steps import Augmentation, StrongView
+from datamodules.augmenting.steps import Augmentation, Draw, StrongView
 from datamodules.errors import DataError, OptionError
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import Example, Source
@@ -22,18 +22,19 @@ OnBadSample = Literal["raise", "skip"]
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
-    """Tensors of a source's examples.
+    """Examples of a source as tensors.
+
+    An item is a dict of `image` (3, H, W) uint8 RGB, `mask` (H, W) int64 class ids where the
+    source has masks, and `id`. An item of a key with a seed is a training crop and also has
+    `valid` (H, W) bool, False where padding is, and `image_strong` (3, H, W) uint8 where there is a
+    strong view.
 
     Args:
-        source: Where examples come from.
-        augmentation: Applied for keys that carry a seed.
-        strong: Makes a second view of the augmented image.
-        on_bad_sample: `skip` takes the next example for one that cannot be used, warns, and
-            counts it in the item's `skipped`.
-
-    Each item is a dict: `image` (3, H, W) uint8 RGB, `mask` (H, W) int64 where there are labels,
-    and `id`; for a key with a seed also `valid` (H, W) bool, False where padding is, and
-    `image_strong` like `image` where there is a strong view.
+        source: The examples.
+        augmentation: Makes a training crop for a key with a seed; None returns the whole example.
+        strong: Makes the second view of a training crop; None makes none.
+        on_bad_sample: `raise` raises an error for an example that cannot be used; `skip` warns,
+            returns the next example that can be used, and counts the skipped ones in `skipped`.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
-        """Return the example of a key; a bare number means: as it is.
+        """Return the item of a key; an integer returns that example without augmentation.
 
         Raises:
-            DataError: The example cannot be used and `on_bad_sample` is `raise`, or none can.
+            DataError: The example cannot be used and `on_bad_sample` is `raise`, or no example of
+                the source can be used.
         """
         key = key if isinstance(key, SampleKey) else SampleKey(key)
         if self.on_bad_sample == "raise":
@@ -63,7 +65,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         for skipped in range(len(self.source)):
             number = (key.number + skipped) % len(self.source)
             try:
-                # what stands in for another is not evaluated a second time
+                # a replacement must not be evaluated a second time
                 counted = key.counted and (key.seed is not None or skipped == 0)
                 item = self._item(SampleKey(number, key.seed, counted))
             except OptionError:
@@ -72,50 +74,45 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
                 warnings.warn(f"a bad sample is left out: {error}", stacklevel=2)
                 continue
             return {**item, "skipped": skipped}
-        raise DataError("not one example can be used; --data.on_bad_sample raise tells why")
+        raise DataError(
+            "not one example can be used; with raise the first error says why",
+            option="on_bad_sample raise",
+        )
 
     def _item(self, key: SampleKey) -> dict[str, Any]:
-        number, seed, counted = key
-        if seed is None or self.augmentation is None:
-            example = self.source[number]
-            return _tensors(example.id, example.image, example.mask, counted)
-        drawn = self.augmentation.draw(seed)
-        example = self.source.read(number, self.augmentation.reduction(drawn[1]))
-        return training_item(example, seed, drawn, self.augmentation, self.strong)
+        if key.seed is None or self.augmentation is None:
+            example = self.source[key.number]
+            return _tensors(example.id, example.image, example.mask, key.counted)
+        draw = self.augmentation.draw(key.seed)
+        example = self.source.read(key.number, self.augmentation.reduction(draw))
+        return training_item(example, draw, self.augmentation, self.strong)
 
 
 def training_item(
-    example: Example,
-    seed: int,
-    drawn: tuple[np.random.Generator, float],
-    augmentation: Augmentation,
-    strong: StrongView | None = None,
+    example: Example, draw: Draw, augmentation: Augmentation, strong: StrongView | None = None
 ) -> dict[str, Any]:
-    """Augment an example.
+    """Return the training crop of an example as an item of `SegmentationDataset`.
 
     Args:
-        example: With or without labels.
-        seed: Decides everything random.
-        drawn: What `augmentation.draw` returned for the seed.
-        augmentation: Its steps.
-        strong: Makes a second view of the result.
-
-    Returns:
-        A training item as `SegmentationDataset` describes it.
+        example: Image, and mask where there is one.
+        draw: Result of `augmentation.draw` for the example's seed.
+        augmentation: Makes the crop.
+        strong: Makes the second view of the crop; None makes none.
     """
-    image, mask, valid = augmentation(
-        example.image, example.mask, seed, drawn, example.size, example.reduced
-    )
+    # (H, W, 3), (H, W) -> (h, w, 3), (h, w), (h, w)
+    image, mask, valid = augmentation(example, draw)
+    # (h, w, 3) -> (3, h, w)
     item = _tensors(example.id, image, mask, counted=True)
     item["valid"] = torch.from_numpy(np.ascontiguousarray(valid))
     if strong is not None:
-        item["image_strong"] = _channels_first(strong(image, seed))
+        item["image_strong"] = _channels_first(strong(image, draw.seed))
     return item
 
 
 def _tensors(
     name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, counted: bool
 ) -> dict[str, Any]:
+    """Return `image`, `id` and `mask` as tensors; the mask is all void where not `counted`."""
     item: dict[str, Any] = {"image": _channels_first(image), "id": name}
     if mask is not None:
         item["mask"] = torch.from_numpy(mask.astype(np.int64, order="C"))
@@ -129,20 +126,23 @@ def _channels_first(image: NDArray[np.uint8]) -> Tensor:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack items to a batch: `image` (B, 3, H, W), `mask` (B, H, W), `id` list of B.
+    """Join items to a batch: `image` (B, 3, H, W), `mask` (B, H, W), `id` as a list of B names.
 
-    `mask` is left out where an item has none.
+    Args:
+        items: Items of `SegmentationDataset`. A value that is missing in one of them, such as
+            `mask`, is left out of the batch.
 
     Raises:
         DataError: The images differ in size.
     """
     sizes = {tuple(item["image"].shape[1:]): item["id"] for item in items}
     if len(sizes) > 1:
-        named = ", ".join(f"{name} {width}x{height}" for (height, width), name in sizes.items())
+        different = ", ".join(f"{name} {width}x{height}" for (height, width), name in sizes.items())
         raise DataError(
-            f"images of different sizes cannot share a batch ({named}, width x height): "
-            "--data.val_batch_size 1 takes them one by one, and in training an augmentation with "
-            "RandomScaleCrop or a Resize gives them one size"
+            f"images of different sizes cannot share a batch ({different}, width x height): "
+            "evaluate them one by one; in training, RandomScaleCrop or Resize as a step of the "
+            "augmentation gives all crops one size",
+            option=("val_batch_size 1", "augmentation"),
         )
     common = set.intersection(*(set(item) for item in items))
     batch: dict[str, Any] = default_collate(

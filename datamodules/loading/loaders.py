@@ -1,4 +1,4 @@
-"""Loaders that count their epochs and go on in the middle of one."""
+"""Loaders that count their epochs and continue in the middle of one."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from datamodules.selection.samplers import KeySampler
 
 
 class Stream(Protocol):
-    """Batches in epochs, which can be entered anywhere."""
+    """Batches in epochs, which can be entered at any batch."""
 
     epoch: int
-    """The epoch of the next or running iteration."""
+    """The epoch of the running iteration, or of the next one where none is running."""
     limit: Callable[[], float]
-    """Tells how many batches at most the trainer takes from an epoch."""
+    """Returns the largest number of batches that the trainer takes from an epoch."""
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Any]: ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, and how many of its batches were handed out."""
+        """Return the epoch, and how many of its batches were returned."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next iteration begin behind the batches that were handed out."""
+        """Make the next iteration begin after the batches that were returned."""
         ...
 
     def close(self) -> None:
@@ -42,12 +42,13 @@ class Stream(Protocol):
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that counts its epochs and continues in the middle of one.
 
-    Every iteration is an epoch of its own order and augmentation. Lightning stores the state in
-    each checkpoint and restores it before training goes on; what was seen is not loaded again.
+    Every iteration is an epoch with its own order and augmentation. Lightning stores the state in
+    each checkpoint and restores it before training continues; images of batches that were returned
+    before are not loaded again.
 
     Attributes:
-        epoch: The epoch of the next or running iteration.
-        limit: Tells how many batches at most the trainer takes from an epoch.
+        epoch: The epoch of the running iteration, or of the next one where none is running.
+        limit: Returns the largest number of batches that the trainer takes from an epoch.
     """
 
     epoch = 0
@@ -56,8 +57,8 @@ class ResumableLoader(DataLoader[Any]):
     _running = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: nothing is drawn before the first batch is asked for, when a checkpoint's
-        # state has been restored.
+        # a generator function: this code runs at the first `next`, when Lightning has restored the
+        # state of a checkpoint
         if self._running or self._seen >= min(len(self), self.limit()):
             self.epoch += 1
             self._seen = 0
@@ -69,12 +70,12 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, and how many of its batches were handed out."""
+        """Return the epoch, how many of its batches were returned, and the sampler's state."""
         keys = self.sampler.state_dict() if isinstance(self.sampler, KeySampler) else {}
         return {"epoch": self.epoch, "seen": self._seen, "keys": keys}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next iteration begin behind the batches that were handed out."""
+        """Make the next iteration begin after the batches that were returned."""
         self.epoch, self._seen = state.get("epoch", self.epoch), state.get("seen", 0)
         if isinstance(self.sampler, KeySampler):
             self.sampler.load_state_dict(state.get("keys", {}))
@@ -86,10 +87,10 @@ class ResumableLoader(DataLoader[Any]):
 
 
 class GroupedLoader:
-    """Several streams side by side: each batch is a dict with one batch of every stream.
+    """Several streams in parallel: a batch is a dict with one batch of every stream.
 
     Args:
-        streams: Loaders by the name of their group. The shortest ends the epoch.
+        streams: Streams by the names of their groups. The shortest stream ends the epoch.
     """
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
@@ -104,7 +105,7 @@ class GroupedLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next or running iteration."""
+        """The epoch of the running iteration, or of the next one where none is running."""
         return next(iter(self.streams.values())).epoch
 
     @epoch.setter
@@ -114,7 +115,7 @@ class GroupedLoader:
 
     @property
     def limit(self) -> Callable[[], float]:
-        """Tells how many batches at most the trainer takes from an epoch."""
+        """Returns the largest number of batches that the trainer takes from an epoch."""
         return next(iter(self.streams.values())).limit
 
     @limit.setter
@@ -123,17 +124,17 @@ class GroupedLoader:
             stream.limit = limit
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every stream."""
+        """Return the state of every stream by the name of its group."""
         return {name: stream.state_dict() for name, stream in self.streams.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make every stream continue where it was."""
+        """Make every stream continue after the batches that it returned."""
         for name, stream in self.streams.items():
             if name in state:
                 stream.load_state_dict(state[name])
 
     def close(self) -> None:
-        """End the loader processes."""
+        """End the loader processes of all streams."""
         for stream in self.streams.values():
             stream.close()
 
@@ -141,22 +142,28 @@ class GroupedLoader:
 def end_workers(loader: DataLoader[Any]) -> None:
     """End a loader's persistent processes.
 
-    Left to the garbage collector in a reference cycle, such as a trainer's, each takes torch five
-    seconds: the queue that would tell it to end is finalised before.
+    The garbage collector would take five seconds for each process of a loader in a reference cycle,
+    such as a trainer's: it finalises the queue that ends the process first.
     """
     loader._iterator = None
 
 
 def own_generator(seed: int) -> torch.Generator:
-    """Give a loader its own source of worker seeds, so that it draws nothing from the global one.
+    """Return the generator of a loader's worker seeds, so that torch's global one stays untouched.
 
-    Else a run that stops and resumes would build one loader more and see other dropout masks.
+    With the global generator a run that stops and resumes would create one loader more, and its
+    dropout masks would differ from those of a run that does not stop.
     """
     return torch.Generator().manual_seed(seed)
 
 
 def share_workers(workers: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Give every stream workers in proportion to its batch, one at least, unless there are none."""
+    """Divide loader processes among streams in proportion to their batch sizes, at least one each.
+
+    Args:
+        workers: Number of loader processes; 0 gives every stream 0.
+        sizes: Batch size by the name of the stream.
+    """
     if workers == 0:
         return dict.fromkeys(sizes, 0)
     total = sum(sizes.values())
@@ -164,12 +171,12 @@ def share_workers(workers: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # what a scheduler such as SLURM granted
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # the cores that a scheduler such as SLURM granted
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def one_thread(_worker: int) -> None:
-    """Set a loader process up: the processes are the parallelism."""
+    """Set a loader process up to use one thread, because there is one process per core already."""
     cv2.setNumThreads(0)

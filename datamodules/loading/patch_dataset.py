@@ -1,4 +1,4 @@
-"""Labelled patches of a dataset's images, and how they batch."""
+"""Labelled patches of a dataset's images, and their batches."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from datamodules.augmenting.patches import PatchMixer
 from datamodules.errors import DataError
 from datamodules.loading.dataset import SegmentationDataset
 from datamodules.selection.samplers import SampleKey
-
-_STREAM = 4  # of the random numbers that a key's seed gives: none that augmentation uses
+from datamodules.selection.seeds import RandomStream, generator
 
 
 class PatchDataset(Dataset[dict[str, Any]]):
     """Patches of a segmentation dataset's examples.
 
-    In training, with a key that carries a seed, an example is augmented and K patches are drawn
-    from the result. One without any labelled pixel is replaced by the next that has some, so that
-    all items have K. Otherwise the whole image is taken, and one without labels has no patches;
-    the patches are the same each time.
+    An item is a dict of `image` (K, 3, o, o) uint8 RGB, `label` (K,) int64 class ids without void,
+    and `id`.
 
-    Each item is a dict: `image` (K, 3, o, o) uint8 RGB, `label` (K,) int64 class ids, never void,
-    and `id`; in training also `skipped`, the number of examples passed over.
+    In training, where a key has a seed, the patches are cut out of the training crop. An example
+    without any labelled pixel is replaced by the next example with one, so that every item has K
+    patches; `skipped` counts the replaced examples. In evaluation the patches are cut out of the
+    whole image, the same ones each time; an example without labelled pixels has no patches.
 
     Args:
         examples: Image and mask of each key.
         mixer: Draws the patches.
-        seed: Of what is drawn without augmentation.
+        seed: Seed of the patches in evaluation, at least 0.
     """
 
     def __init__(self, examples: SegmentationDataset, mixer: PatchMixer, seed: int) -> None:
@@ -47,44 +46,51 @@ class PatchDataset(Dataset[dict[str, Any]]):
         """Return the patches of a key.
 
         Raises:
-            DataError: The example cannot be used, or in training not one has a labelled pixel.
+            DataError: The example cannot be used, or no training example has a labelled pixel.
         """
         key = key if isinstance(key, SampleKey) else SampleKey(key)
         if key.seed is None:
-            return self._patches(self.examples[key], (self.seed, _STREAM, key.number))
+            rng = generator(self.seed, RandomStream.PATCHES, key.number)
+            return self._patches(self.examples[key], rng)
         for passed in range(len(self)):
             number = (key.number + passed) % len(self)
             example = self.examples[SampleKey(number, key.seed, key.counted)]
-            item = self._patches(example, (key.seed, _STREAM))
+            item = self._patches(example, generator(key.seed, RandomStream.PATCHES))
             if len(item["label"]) > 0:
                 return {**item, "skipped": passed + example.get("skipped", 0)}
         raise DataError(
-            f"not one of {len(self)} training images has a labelled pixel, all is void: there are "
-            "no patches to learn from (option: --data.patches null)"
+            f"not one of {len(self)} training images has a labelled pixel: all pixels are void, "
+            "so that there are no patches to learn from",
+            option="patches null",
         )
 
-    def _patches(self, example: dict[str, Any], entropy: tuple[int, ...]) -> dict[str, Any]:
+    def _patches(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if "mask" not in example:
-            raise DataError(f"{example['id']} has no mask: patches get their labels from masks")
+            raise DataError(
+                f"{example['id']} has no mask: patches get their labels from masks",
+                option="patches null",
+            )
+        # (3, H, W) -> (H, W, 3)
         image = np.ascontiguousarray(example["image"].permute(1, 2, 0).numpy())
         mask = example["mask"].to(torch.uint8).numpy()
-        found = self.mixer(image, mask, np.random.default_rng(entropy))
+        # (H, W, 3), (H, W) -> (K, o, o, 3), (K,)
+        patches = self.mixer(image, mask, rng)
         return {
-            "image": torch.from_numpy(found.images).permute(0, 3, 1, 2).contiguous(),
-            "label": torch.from_numpy(found.labels),
+            "image": torch.from_numpy(patches.images).permute(0, 3, 1, 2).contiguous(),
+            "label": torch.from_numpy(patches.labels),
             "id": example["id"],
         }
 
 
 def collate_patches(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the patches of images to a batch.
+    """Join the patches of several images to a batch.
 
     Args:
-        items: Of `PatchDataset`.
+        items: Items of `PatchDataset`, one per image.
 
     Returns:
-        `image` (N, 3, o, o) uint8, `label` (N,) int64, `id`, the names of the images, and
-        `skipped` (images,) where the items have it.
+        `image` (N, 3, o, o) uint8 and `label` (N,) int64 with all patches, `id` with the names of
+        the B images, and `skipped` (B,) where all items have it.
     """
     batch: dict[str, Any] = {name: torch.cat(_all(items, name)) for name in ("image", "label")}
     batch["id"] = [item["id"] for item in items]

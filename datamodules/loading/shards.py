@@ -1,4 +1,4 @@
-"""Unlabelled images streamed from tar shards: a million images need no million files."""
+"""Unlabelled images from tar shards, for sets of more images than a file system likes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -23,34 +22,56 @@ from datamodules.errors import DataError
 from datamodules.loading.dataset import training_item
 from datamodules.reading.files import decode_image, is_image
 from datamodules.reading.sources import Example
+from datamodules.selection.seeds import RandomStream, derive_seed, generator
+from lightning_seg.errors import require_range
+from lightning_seg.processes import world_size
 
-_URL = "%:/?#[]@!$&'()*+,;=~"  # what a web address may hold beside letters
+_URL = "%:/?#[]@!$&'()*+,;=~"  # characters of a web address besides letters and digits
 
 
 class UnlabeledShards:
-    """Images in WebDataset tar shards: every member whose name ends like an image's.
+    """Images in WebDataset tar shards: every member whose name ends as an image's does.
 
-    Shards are taken in an order that changes with every pass, shared out over ranks and workers;
-    within a shard, images are shuffled in groups. Only one group of encoded images is held in
-    memory. What cannot be decoded is left out, warned of, and counted as `data/skipped`; a shard
-    that breaks off counts once.
+    Ranks and workers share the shards, in an order that changes with every pass over them. Within
+    a shard, images are shuffled in groups, so that a worker holds one group of encoded images in
+    memory. An image that cannot be decoded is left out with a warning and counted in `skipped`,
+    which is logged as `data/skipped`; a shard that cannot be read to its end counts once.
 
     Args:
-        urls: Local paths, globs, or any URL that webdataset opens (`https:`, `s3:`, `pipe:`);
-            braces count: `shards/{000..099}.tar`.
-        size: Number of images in all shards, where an epoch is to be one pass over them.
-        group: How many consecutive images of a shard are shuffled among themselves.
+        urls: Local paths, globs, or any URL that webdataset opens (`https:`, `s3:`, `pipe:`), one
+            or several. Braces are expanded: `shards/{000..099}.tar`.
+        size: Number of images in all shards, at least 1, where an epoch is one pass over them.
+        group: Number of consecutive images of a shard that are shuffled together, at least 1;
+            default chosen here.
 
     Raises:
-        DataError: No shards, or webdataset is not installed.
+        DataError: There are no such shards, or webdataset is not installed.
     """
 
     def __init__(self, urls: str | list[str], size: int | None = None, group: int = 256) -> None:
-        if group < 1 or (size is not None and size < 1):
-            raise DataError(f"UnlabeledShards: group ({group}) and size ({size}) must be positive")
+        require_range(1, math.inf, error=DataError, group=group)
+        if size is not None:
+            require_range(1, math.inf, error=DataError, size=size)
         self.urls = _expand(urls)
         self.size = size
         self.group = group
+
+    def known_size(self, *alternatives: str) -> int:
+        """Return the number of images in all shards.
+
+        Args:
+            alternatives: Options that set the length of an epoch without it.
+
+        Raises:
+            DataError: The size was not given.
+        """
+        if self.size is None:
+            raise DataError(
+                "how long is an epoch? Shards do not say how many images they hold: give the "
+                "number of batches of an epoch, or the number of images in the shards",
+                option=("iterations_per_epoch", "size", *alternatives),
+            )
+        return self.size
 
     def stream(
         self,
@@ -65,27 +86,31 @@ class UnlabeledShards:
         """Return the batches of one rank.
 
         Args:
-            augmentation: Applied to every image.
-            strong: Makes a second view.
-            iterations: Batches of an epoch.
-            seed: Of order and augmentation.
-            rank: This process.
-            num_replicas: Number of processes.
-            loader_options: Of the DataLoader.
+            augmentation: Makes a training crop of every image.
+            strong: Makes the second view of a crop; None makes none.
+            iterations: Batches of an epoch, at least 1.
+            seed: Seed of order and augmentation, at least 0.
+            rank: Number of this process, in [0, num_replicas).
+            num_replicas: Number of processes that share the shards.
+            loader_options: Arguments of the DataLoader.
         """
         dataset = _ShardImages(self, augmentation, strong, seed, rank, num_replicas)
         return ShardStream(dataset, iterations, **loader_options)
 
 
 class _Place(NamedTuple):
-    """Where a worker is: a shard of its own sequence of shards, and a member of that."""
+    """Where a consumer is: a shard of its own sequence of shards, and a member of the shard."""
 
     shard: int = 0
     member: int = 0
 
 
 class _ShardImages(IterableDataset[dict[str, Any]]):
-    """Endless training items of one worker."""
+    """Endless training items of one worker.
+
+    A consumer is one worker of one rank. All consumers take the shards of one endless sequence of
+    passes in turn: of N consumers, consumer c reads the shards c, c + N, c + 2 N, ...
+    """
 
     def __init__(
         self,
@@ -106,84 +131,99 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
         self.turn = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        info = get_worker_info()
-        number, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        # the loader asks worker 0 first: it plays the one whose turn it was
-        role = (number + self.turn) % workers
-        consumer, consumers = self.rank * workers + role, self.num_replicas * workers
+        consumer, consumers = self._consumer()
         place = self.places.get(consumer, _Place())
-        hopeless: set[str] = set()  # shards without an image, as long as none has been found
-        found = False
+        failed: dict[str, str] = {}  # shards without a readable image, until one was read
+        any_read = False
         skipped = 0
-        problem = "it holds no image files"
         while True:
-            # all consumers walk through one endless sequence of passes over the shards
             step = place.shard * consumers + consumer
+            problem = "it holds no image files"
             for member, name, data in self._members(step, place.member):
-                seed = int(
-                    np.random.SeedSequence((self.seed, 1, step, member)).generate_state(1)[0]
-                )
                 try:
-                    if data is None:
-                        raise DataError(name)
-                    item = self._item(name, data, seed)
+                    item = self._item(name, data, step, member)
                 except DataError as error:
                     warnings.warn(f"left out of {self._url(step)}: {error}", stacklevel=2)
                     skipped += 1
                     problem = str(error)
                     continue
-                found = True
+                any_read = True
                 following = torch.tensor([consumer, place.shard, member + 1])
                 yield {**item, "skipped": skipped, "place": following}
                 skipped = 0
-            if not found and not place.member:
-                hopeless.add(self._url(step))
-                if len(hopeless) == len(self.shards.urls):
-                    raise DataError(
-                        f"no image could be read from {len(hopeless)} shards, the last of them "
-                        f"{self._url(step)}: {problem}"
-                    )
+            if not any_read and not place.member:
+                failed[self._url(step)] = problem
+                self._require_images(failed)
             place = _Place(place.shard + 1)
 
+    def _consumer(self) -> tuple[int, int]:
+        """Return the number of this consumer and the number of consumers."""
+        info = get_worker_info()
+        number, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # a resumed loader asks worker 0 first, which takes the place of the worker whose turn it is
+        role = (number + self.turn) % workers
+        return self.rank * workers + role, self.num_replicas * workers
+
+    def _require_images(self, failed: dict[str, str]) -> None:
+        """Raise an error where no shard holds a readable image."""
+        if len(failed) == len(set(self.shards.urls)):
+            url, problem = list(failed.items())[-1]
+            raise DataError(
+                f"no image could be read from {len(failed)} shards, the last of them {url}: "
+                f"{problem}",
+                option="urls",
+            )
+
     def _url(self, step: int) -> str:
+        """Return the shard at a place of the endless sequence of passes."""
         turn, place = divmod(step, len(self.shards.urls))
-        order = np.random.default_rng((self.seed, 1, turn)).permutation(len(self.shards.urls))
-        return self.shards.urls[int(order[place])]
+        rng = generator(self.seed, RandomStream.SHARD_ORDER, turn)
+        return self.shards.urls[int(rng.permutation(len(self.shards.urls))[place])]
 
     def _members(self, step: int, first: int) -> Iterator[tuple[int, str, bytes | None]]:
-        """Yield number, name and bytes of a shard's images, shuffled in groups, from a number on.
+        """Yield number, name and bytes of a shard's images, shuffled in groups.
 
-        Bytes are None, and the name a sentence, where the shard cannot be read on.
+        Where the shard cannot be read, the bytes are None and the name is an error message.
+
+        Args:
+            step: Place of the shard in the endless sequence of passes.
+            first: Number of the first image to yield.
         """
         members = _read(self._url(step))
         begin = 0
         while group := list(islice(members, self.shards.group)):
-            rng = np.random.default_rng((self.seed, 2, step, begin))
-            order = rng.permutation(len(group))
-            for offset, position in enumerate(order):
+            rng = generator(self.seed, RandomStream.SHARD_GROUP, step, begin)
+            for offset, position in enumerate(rng.permutation(len(group))):
                 if begin + offset >= first:
                     yield begin + offset, *group[position]
             begin += len(group)
 
-    def _item(self, name: str, data: bytes, seed: int) -> dict[str, Any]:
-        drawn = self.augmentation.draw(seed)
-        image = decode_image(data, name)
-        return training_item(
-            Example(name, image, None), seed, drawn, self.augmentation, self.strong
+    def _item(self, name: str, data: bytes | None, step: int, member: int) -> dict[str, Any]:
+        """Decode and augment an image; raise DataError with the name where there are no bytes."""
+        if data is None:
+            raise DataError(name)
+        draw = self.augmentation.draw(
+            derive_seed(self.seed, RandomStream.SHARD_EXAMPLE, step, member)
         )
+        example = Example(name, decode_image(data, name), None)
+        return training_item(example, draw, self.augmentation, self.strong)
 
 
 class ShardStream:
-    """Batches of one rank in epochs; a checkpoint holds the place of every worker of every rank.
+    """Batches of one rank in epochs; its state holds the place of every worker of every rank.
 
-    A run that goes on with as many processes and workers sees just the images that it would have
-    seen. With other numbers it begins with the first shard that was not finished: some images
-    come again.
+    A run that resumes with the same numbers of processes and workers reads exactly the images that
+    it would have read without a stop. With other numbers it begins with the first shard that was
+    not finished, so that some images come again.
 
     Args:
-        items: Endless items.
-        iterations: Batches of an epoch.
-        loader_options: Of the DataLoader.
+        items: Endless training items.
+        iterations: Batches of an epoch, at least 1.
+        loader_options: Arguments of the DataLoader.
+
+    Attributes:
+        epoch: The epoch of the running iteration, or of the next one where none is running.
+        limit: Returns the largest number of batches that the trainer takes from an epoch.
     """
 
     limit: Callable[[], float] = staticmethod(lambda: math.inf)
@@ -207,7 +247,7 @@ class ShardStream:
             self.epoch += 1
             self._seen = 0
         self._running = True
-        if self._batches is None:  # endless: the workers live as long as the stream
+        if self._batches is None:  # the items are endless, so that one loader serves all epochs
             workers = max(1, self.loader_options["num_workers"])
             self.items.places = {each: _Place(*at) for each, at in self._places.items()}
             self.items.turn = self._total % workers
@@ -226,13 +266,13 @@ class ShardStream:
         return self.items.num_replicas * max(1, workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, the batches handed out, and every worker's shard and member.
+        """Return the epoch, how many batches were returned, and every worker's shard and member.
 
-        Asked for on all processes, as Lightning does.
+        All processes must call this method together, as Lightning does.
         """
         places = dict(self._places)
-        if self.items.num_replicas > 1 and dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
+        if self.items.num_replicas > 1 and world_size() > 1:
+            gathered: list[Any] = [None] * world_size()
             dist.all_gather_object(gathered, places)
             places = {consumer: at for each in gathered for consumer, at in each.items()}
         return {
@@ -244,14 +284,14 @@ class ShardStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next iteration begin behind the batches that were handed out."""
+        """Make the next iteration begin after the batches that were returned."""
         self.epoch, self._seen = state.get("epoch", self.epoch), state.get("seen", 0)
         self._total, self._places = state.get("total", 0), dict(state.get("places", {}))
         before, now = state.get("consumers", self._consumers), self._consumers
         if before != now:
             warnings.warn(
-                f"the shards were read by {before} workers and are now by {now}: some images come "
-                "again (option: --data.num_workers)",
+                f"the shards were read by {before} workers and are now read by {now}: some images "
+                "come again (option: num_workers=)",
                 stacklevel=2,
             )
             steps = [self._places.get(each, (0, 0))[0] * before + each for each in range(before)]
@@ -262,12 +302,12 @@ class ShardStream:
         self._batches = None
 
     def close(self) -> None:
-        """End the loader processes; the next iteration goes on where they were."""
+        """End the loader processes; the next iteration continues after the batches returned."""
         self._batches = None
 
 
 def _read(url: str) -> Iterator[tuple[str, bytes | None]]:
-    """Yield name and bytes of a shard's images; a sentence and None where something is broken."""
+    """Yield name and bytes of a shard's images; an error message and None where it is damaged."""
     from webdataset.gopen import gopen
 
     damage: list[bytes] = []
@@ -278,12 +318,12 @@ def _read(url: str) -> Iterator[tuple[str, bytes | None]]:
             try:
                 return super().frombuf(buf, encoding, errors)
             except tarfile.HeaderError:
-                if any(buf):  # zeros end an archive, also in front of a second one
+                if any(buf):  # zeros end an archive, and also stand between two archives in a row
                     damage.append(buf)
                 raise
 
     try:
-        # ignore_zeros: whatever is no header is passed over, what comes behind is found again
+        # ignore_zeros: reading continues with the next valid header after bytes that are none
         with (
             gopen(url) as stream,
             tarfile.open(fileobj=stream, mode="r|*", ignore_zeros=True, tarinfo=Header) as tar,
@@ -291,33 +331,34 @@ def _read(url: str) -> Iterator[tuple[str, bytes | None]]:
             for member in tar:
                 if damage:
                     damage.clear()
-                    yield f"the shard is damaged in front of {member.name}", None
+                    yield f"the shard is damaged before {member.name}", None
                 if member.isfile() and is_image(member.name):
                     file = tar.extractfile(member)
                     yield member.name, b"" if file is None else file.read()
-                tar.members = []  # type: ignore[attr-defined] # else it would keep them all
+                tar.members = []  # type: ignore[attr-defined] # else it would keep all members
     except Exception as error:  # of the network, of a decompressor, of tarfile
         yield f"the shard cannot be read to its end: {error}", None
 
 
 def _expand(urls: str | Sequence[str]) -> list[str]:
+    """Return every shard that the paths, globs and URLs name, with web addresses quoted."""
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise DataError(
             "UnlabeledShards needs the package webdataset: pip install 'lightning-seg[shards]'"
         ) from error
-    found: list[str] = []
+    shards: list[str] = []
     for each in [urls] if isinstance(urls, str) else urls:
         for url in expand_urls(each):
             local = os.path.expanduser(url)  # noqa: PTH111
             if ":" in url.split("/")[0] or Path(local).is_file():
                 quoted = urllib.parse.quote(url, safe=_URL) if url.startswith("http") else url
-                found.append(local if Path(local).is_file() else quoted)
+                shards.append(local if Path(local).is_file() else quoted)
             elif matches := sorted(glob.glob(local)):  # noqa: PTH207
-                found += matches
+                shards += matches
             else:
-                raise DataError(f"no shards at {url!r} (option: --data.unlabeled_shards)")
-    if not found:
-        raise DataError("UnlabeledShards: no shards are named (option: --data.unlabeled_shards)")
-    return found
+                raise DataError(f"there are no shards at {url!r}", option="urls")
+    if not shards:
+        raise DataError("UnlabeledShards needs the name of a shard", option="urls")
+    return shards

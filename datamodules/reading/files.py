@@ -1,4 +1,4 @@
-"""Finding image files and reading them, with an error that names the file."""
+"""Finding image files and decoding them; every error names the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datamodules.errors import DataError, UnpairedError, some
+from datamodules.errors import DataError, OptionError, UnpairedError, some
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -29,55 +29,59 @@ _REDUCED = {
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files below a folder, sorted, hidden ones left out, links followed."""
-    found: list[Path] = []
+    """Return the image files below a folder, sorted, without hidden files and folders.
+
+    Links to folders are followed.
+    """
+    images: list[Path] = []
     for place, folders, names in os.walk(folder, followlinks=True):  # rglob follows no links
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if is_image(name)]
-    return sorted(found)
+        images += [Path(place, name) for name in names if is_image(name)]
+    return sorted(images)
 
 
 def is_image(name: str) -> bool:
-    """Tell by its name whether a file is an image and not hidden."""
+    """Return whether a file name has the suffix of an image and is not hidden."""
     path = Path(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def find_images(
-    where: str | list[str], option: str = "--data.predict", by_path: bool = False
+    where: str | list[str], option: str = "predict", by_path: bool = False
 ) -> dict[str, Path]:
-    """Return images without masks by id: a folder, a file, a glob, a `.txt` list, or several.
+    """Return image files by id.
 
-    An id is the path below the folder (the file name otherwise) without its suffix; with it,
-    where two files differ in nothing else.
+    An id is the path below the folder, or the file name of an image that was named itself, without
+    the suffix. Files that differ in their suffix alone keep it in their ids.
 
     Args:
-        where: One of these, or several.
-        option: Named in errors.
-        by_path: Take the whole path for the id.
+        where: A folder, an image, a glob, a `.txt` list with one path a line, or several of these.
+        option: Name of the option that gave `where`, for errors.
+        by_path: True takes the whole path as the id.
 
     Raises:
-        DataError: Nothing there, or two files that would get the same id.
+        DataError: There are no images, or two files would get the same id.
     """
-    found: list[tuple[Path, Path]] = []  # what the id is relative to, the file
+    places: list[tuple[Path, Path]] = []  # the folder that the id is relative to, and the file
     for each in [where] if isinstance(where, str) else where:
-        found += _expand(each, option)
+        places += _expand(each, option)
     if by_path:
-        return {path.as_posix(): path for _, path in found}
-    stems = [path.relative_to(base).with_suffix("").as_posix() for base, path in found]
+        return {path.as_posix(): path for _, path in places}
+    stems = [path.relative_to(base).with_suffix("").as_posix() for base, path in places]
     count = Counter(stems)
-    named: dict[str, Path] = {}
-    for (base, path), stem in zip(found, stems, strict=True):
+    images: dict[str, Path] = {}
+    for (base, path), stem in zip(places, stems, strict=True):
         name = stem if count[stem] == 1 else path.relative_to(base).as_posix()
-        if named.setdefault(name, path) != path:
+        if images.setdefault(name, path) != path:
             raise DataError(
-                f"{named[name]} and {path} would both be called {name!r}: name them apart "
-                f"(option: {option})"
+                f"{images[name]} and {path} would both be called {name!r}: rename one of them",
+                option=option,
             )
-    return named
+    return images
 
 
 def _expand(where: str, option: str) -> list[tuple[Path, Path]]:
+    """Return the images at one place, each after the folder that its id is relative to."""
     path = Path(where).expanduser()
     if path.is_dir():
         files = [(path, file) for file in list_images(path)]
@@ -85,7 +89,9 @@ def _expand(where: str, option: str) -> list[tuple[Path, Path]]:
         listed = [Path(line) for line in read_lines(path)]
         absolute = [file if file.is_absolute() else path.parent / file for file in listed]
         if missing := [str(file) for file in absolute if not file.is_file()]:
-            raise DataError(f"{path} lists images that do not exist: {some(missing)}")
+            raise DataError(
+                f"{path} lists images that do not exist: {some(missing)}", option=option
+            )
         files = [(file.parent, file) for file in absolute]
     elif path.is_file():
         files = [(path.parent, path)]
@@ -97,22 +103,23 @@ def _expand(where: str, option: str) -> list[tuple[Path, Path]]:
     if not files:
         raise DataError(
             f"no images at {where!r}: expected a folder, a glob, an image or a .txt list of "
-            f"images, one path a line (option: {option})"
+            "images, one path a line",
+            option=option,
         )
     return files
 
 
 def read_image(path: Path, reduce: int = 1) -> NDArray[np.uint8]:
-    """Read any image file as RGB, turned the way its EXIF orientation says.
+    """Read an image file as RGB, turned as its EXIF orientation says.
 
     Args:
-        path: A file of 8 bits a channel, or a grey one of 16 bits (0..65535) or of fractions
+        path: A file with 8 bits per channel, or a grey file with 16 bits (0..65535) or fractions
             (0..1), which are scaled to 8 bits.
-        reduce: 2, 4 or 8 let a JPEG be decoded at that part of its size, which is faster and
-            averages the pixels; other files come whole.
+        reduce: 1, 2, 4 or 8. A JPEG is decoded at 1/`reduce` of its size, which is faster and
+            averages the pixels; other files are decoded at their full size.
 
     Returns:
-        (H, W, 3) uint8; of a reduced JPEG (ceil(H / reduce), ceil(W / reduce), 3).
+        (H, W, 3) uint8, or (ceil(H / reduce), ceil(W / reduce), 3) uint8 for a reduced JPEG.
 
     Raises:
         DataError: The file cannot be decoded to its end.
@@ -125,12 +132,24 @@ def read_image(path: Path, reduce: int = 1) -> NDArray[np.uint8]:
 
 
 def decode_image(data: bytes, path: Path | str, reduce: int = 1) -> NDArray[np.uint8]:
-    """Decode the bytes of an image file, which errors call `path`; see `read_image`."""
+    """Decode the bytes of an image file as RGB, turned as its EXIF orientation says.
+
+    Args:
+        data: The bytes of the file.
+        path: Name of the file, for errors.
+        reduce: 1, 2, 4 or 8. A JPEG is decoded at 1/`reduce` of its size.
+
+    Returns:
+        (H, W, 3) uint8, or (ceil(H / reduce), ceil(W / reduce), 3) uint8 for a reduced JPEG.
+
+    Raises:
+        DataError: The bytes cannot be decoded to their end.
+    """
     if (fast := _decode_fast(data, reduce)) is not None:
         return fast
     image = _open(io.BytesIO(data), path)
     if image.mode.startswith("I") or image.mode == "F":
-        # Pillow would clip instead of scale
+        # Pillow would clip values above 255 instead of scaling them
         grey = np.asarray(image, dtype=np.float64)
         full = 1 if image.mode == "F" and grey.max() <= 1 else 65535
         if not (np.isfinite(grey).all() and grey.min() >= 0 and grey.max() <= full):
@@ -143,15 +162,19 @@ def decode_image(data: bytes, path: Path | str, reduce: int = 1) -> NDArray[np.u
 
 
 def _decode_fast(data: bytes, reduce: int) -> NDArray[np.uint8] | None:
-    """Decode a common file with OpenCV, twice as fast as Pillow; None leaves it to Pillow."""
+    """Decode a JPEG or PNG file with OpenCV, which takes half of Pillow's time.
+
+    Returns:
+        The image, or None for a file that Pillow must decode or report.
+    """
     try:
         with Image.open(io.BytesIO(data)) as header:
             form, mode, turned = header.format, header.mode, _orientation(header, data)
-    except Exception:  # Pillow will say what is wrong
+    except Exception:  # Pillow raises it again, where it becomes a DataError
         return None
     if 2 <= turned <= 8 or mode not in ("RGB", "L") or form not in ("JPEG", "PNG"):
         return None
-    # OpenCV fills up what is missing of a JPEG: one without its end is Pillow's to report
+    # OpenCV fills the missing part of a JPEG up; Pillow reports a JPEG without its end
     if form == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         return None
     encoded = np.frombuffer(data, np.uint8)
@@ -164,18 +187,18 @@ def _decode_fast(data: bytes, reduce: int) -> NDArray[np.uint8] | None:
 
 
 def read_mask(path: Path, as_color: bool = False) -> NDArray[np.integer]:
-    """Read a mask's stored values: palette indices or grey values, or its colours.
+    """Read the stored values of a mask: palette indices, grey values or colours.
 
     Args:
-        path: The mask file; a `.mat` file is read as SBD's `GTcls.Segmentation`.
-        as_color: Look a palette's colours up instead of returning its indices.
+        path: The mask file. A `.mat` file is read as SBD's `GTcls.Segmentation`.
+        as_color: True returns the colours of a palette instead of its indices.
 
     Returns:
         (H, W) uint8 or int32 values, or (H, W, 3) uint8 where the file holds colours or
-        `as_color` asks for them. Grey stored as three equal channels is one channel.
+        `as_color` is True. Three equal channels are returned as one.
 
     Raises:
-        DataError: The file cannot be decoded to its end.
+        DataError: The file cannot be decoded to its end, or holds fractional values.
     """
     if path.suffix == ".mat":
         return _read_mat(path)
@@ -198,8 +221,14 @@ def read_mask(path: Path, as_color: bool = False) -> NDArray[np.integer]:
 
 
 def _read_mat(path: Path) -> NDArray[np.integer]:
-    from scipy.io import loadmat  # only for SBD
-
+    """Read a mask of SBD, the Semantic Boundaries Dataset."""
+    try:
+        from scipy.io import loadmat  # no other file needs scipy
+    except ImportError as error:
+        raise OptionError(
+            f"{path} is a .mat file, which needs the package scipy: "
+            "pip install 'lightning-seg[sbd]'"
+        ) from error
     try:
         labels = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
     except Exception as error:
@@ -210,7 +239,11 @@ def _read_mat(path: Path) -> NDArray[np.integer]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) as `read_image` will, without decoding the pixels."""
+    """Return height and width of the image that `read_image` returns, without decoding pixels.
+
+    Raises:
+        DataError: The file is no image.
+    """
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
@@ -221,7 +254,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_turned(path: Path) -> bool:
-    """Tell whether a readable file is an image to be turned or mirrored before it is looked at."""
+    """Return whether the EXIF orientation of a readable file turns or mirrors the image."""
     if path.suffix == ".mat":
         return False
     data = path.read_bytes()
@@ -231,14 +264,18 @@ def is_turned(path: Path) -> bool:
 
 def _orientation(image: Image.Image, data: bytes) -> int:
     """Return an opened image's EXIF orientation, 1 to 8."""
-    # Pillow would decode a whole PNG to look for EXIF behind its pixels
+    # Pillow would decode a whole PNG to look for EXIF after its pixels
     if image.format == "PNG" and b"eXIf" not in data and b"Raw profile" not in data:
         return 1
     return int(image.getexif().get(_ORIENTATION, 1))
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty, without surrounding white space."""
+    """Return the lines of a text file that are not empty, without surrounding white space.
+
+    Raises:
+        DataError: The file is not UTF-8 text.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -247,6 +284,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _open(file: Path | io.BytesIO, path: Path | str) -> Image.Image:
+    """Decode an image with Pillow, turned as its EXIF orientation says; errors name `path`."""
     try:
         with Image.open(file) as image:
             image.load()
@@ -264,28 +302,29 @@ def _undecodable(path: Path | str, error: Exception) -> DataError:
 def by_stem(
     files: Iterable[Path], base: Path, suffix: str = "", skip: bool = False
 ) -> dict[str, Path]:
-    """Index files by their path below `base` without file suffix and without `suffix`.
+    """Return files by their path below a folder, without the file type and without a suffix.
 
     Args:
         files: Image files below `base`.
-        base: The folder the names are relative to.
-        suffix: What a stem must end in to count, e.g. `_mask`; it is cut off.
-        skip: Of files with one stem take the first.
+        base: Folder that the names are relative to.
+        suffix: End of the names to return, such as `_mask`, which is cut off; files with other
+            names are left out.
+        skip: True takes the first of files with the same name; False raises an error.
 
     Raises:
-        UnpairedError: Two files with one stem.
+        UnpairedError: Two files have the same name.
     """
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     clashes: list[str] = []
     for path in files:
         name = path.relative_to(base).with_suffix("").as_posix()
         if not name.endswith(suffix):
             continue
         stem = name.removesuffix(suffix)
-        if found.setdefault(stem, path) != path:
+        if by_name.setdefault(stem, path) != path:
             clashes.append(
-                f"{found[stem]} and {path} have the same name but for their type: keep one"
+                f"{by_name[stem]} and {path} have the same name but for their type: keep one"
             )
     if clashes and not skip:
         raise UnpairedError(some(clashes, 3), clashes)
-    return found
+    return by_name

@@ -1,4 +1,4 @@
-"""Which image belongs to which mask, and both to which split."""
+"""Layouts of folders: which image belongs to which mask, and both to which split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class Pairs(NamedTuple):
     """Image and mask files under the same ids."""
 
     images: dict[str, Path]
+    """Image files by id."""
     masks: dict[str, Path]
+    """Mask files by id."""
 
     def only(self, ids: list[str]) -> Pairs:
         """Return the pairs of these ids."""
@@ -26,15 +28,15 @@ class Pairs(NamedTuple):
 
 
 class FolderLayout:
-    """Finds the pairs of a split, by subfolder, by list file, or by a division of its own.
+    """Finds the pairs of a split in subfolders, in a list file, or by dividing all pairs.
 
     Args:
-        root: The folder of the dataset.
+        root: Folder of the dataset.
         images: Name of the image folder.
         masks: Name of the mask folder.
-        splits: What each split is called, train and val at least: a subfolder or a list file.
-        image_suffix: What image names have before the file type and masks have not.
-        mask_suffix: Likewise for masks.
+        splits: Name of a subfolder or list file for each split, at least for `train` and `val`.
+        image_suffix: End of image names, before the file type, that mask names do not have.
+        mask_suffix: End of mask names, before the file type, that image names do not have.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class FolderLayout:
         self.mask_suffix = mask_suffix
 
     def has(self, split: str) -> bool:
-        """Tell whether there is a list file or a subfolder for a split."""
+        """Return whether there is a list file or a subfolder for a split."""
         return self._list_file(split) is not None or any(
             images.is_dir() for images, _ in self._subfolders(split)
         )
@@ -63,39 +65,41 @@ class FolderLayout:
         """Return the files of a split.
 
         Args:
-            split: Which one.
-            skip_unpaired: Leave out an image without a mask and a mask without an image.
+            split: Name of the split.
+            skip_unpaired: True leaves out images without masks and masks without images; False
+                raises an error.
 
         Raises:
-            UnpairedError: Names that do not pair.
-            DataError: Nothing there, or a list that names what is missing.
+            UnpairedError: An image has no mask, a mask no image, or a listed file does not exist.
+            DataError: There are no images, or a list names an image twice.
         """
         if not self.root.is_dir():
-            raise DataError(f"folder {self.root} does not exist (option: --data.root)")
-        found = self._find(split, skip_unpaired)
-        if not found.images:
+            raise DataError(f"folder {self.root} does not exist", option="root")
+        pairs = self._find(split, skip_unpaired)
+        if not pairs.images:
             places = [str(images) for images, _ in self._subfolders(split)]
             places += [str(self.root / f"{self.splits[split]}.txt"), str(self.root / self.images)]
             raise DataError(
                 f"split {split!r} has no images: looked in {some(places)} for "
-                f"{', '.join(sorted(SUFFIXES))} (options: --data.root, --data.images, "
-                f"--data.{split})"
+                f"{', '.join(sorted(SUFFIXES))}",
+                option=("root", "images", split),
             )
-        return found
+        return pairs
 
     def images_without_masks(self, split: str) -> dict[str, Path] | None:
-        """Return a split's images by id where it has a folder of them and no mask folder."""
+        """Return the images of a split by id where it has an image folder and no mask folder."""
         for images, masks in self._subfolders(split):
             if images.is_dir() and not masks.is_dir():
                 return by_stem(list_images(images), images, self.image_suffix)
         return None
 
     def mask_files(self) -> list[Path]:
-        """Return every file in any mask folder."""
+        """Return the files in all mask folders."""
         folders = [self.root / self.masks, *sorted(self.root.glob(f"*/{self.masks}"))]
         return [file for folder in folders if folder.is_dir() for file in list_images(folder)]
 
     def _find(self, split: str, skip_unpaired: bool) -> Pairs:
+        """Return the pairs of a split from the first place that has any, or no pairs."""
         named = self.root / self.splits[split]
         if named.is_file():
             return self._listed(named, skip_unpaired)
@@ -109,11 +113,13 @@ class FolderLayout:
         return self._divided(split, skip_unpaired)
 
     def _list_file(self, split: str) -> Path | None:
+        """Return the list file of a split, where there is one."""
         name = self.splits[split]
         places = (self.root / name, self.root / f"{name}.txt")
         return next((path for path in places if path.is_file()), None)
 
     def _subfolders(self, split: str) -> list[tuple[Path, Path]]:
+        """Return the places where the image and the mask folder of a split may be."""
         name = self.splits[split]
         return [
             (self.root / self.images / name, self.root / self.masks / name),
@@ -121,56 +127,59 @@ class FolderLayout:
         ]
 
     def _index(self, images: Path, masks: Path, skip: bool) -> Pairs:
-        for folder, option in ((images, "--data.images"), (masks, "--data.masks")):
+        """Return all images and all masks of two folders by their names, paired or not."""
+        for folder, option in ((images, "images"), (masks, "masks")):
             if not folder.is_dir():
-                raise DataError(f"folder {folder} does not exist (options: --data.root, {option})")
+                raise DataError(f"folder {folder} does not exist", option=("root", option))
         return Pairs(
             by_stem(list_images(images), images, self.image_suffix, skip),
             by_stem(list_images(masks), masks, self.mask_suffix, skip),
         )
 
     def _match(self, image_folder: Path, mask_folder: Path, skip_unpaired: bool) -> Pairs:
+        """Return the pairs of two folders; raise an error for files without a partner."""
         pairs = self._index(image_folder, mask_folder, skip_unpaired)
         images, masks = pairs
-        told, defects = [], []
+        problems, defects = [], []
         if lone := sorted(images.keys() - masks.keys()):
-            told.append(
+            problems.append(
                 f"{len(lone)} of {len(images)} images in {image_folder} without a mask in "
                 f"{mask_folder}: {some(lone)}"
             )
             defects += [f"{images[name]} has no mask in {mask_folder}" for name in lone]
         if lone := sorted(masks.keys() - images.keys()):
-            told.append(
+            problems.append(
                 f"{len(lone)} of {len(masks)} masks in {mask_folder} without an image in "
                 f"{image_folder}: {some(lone)}"
             )
             defects += [f"{masks[name]} has no image in {image_folder}" for name in lone]
-        if told and not skip_unpaired:
+        if problems and not skip_unpaired:
             raise UnpairedError(
-                f"{'; '.join(told)}. Names must agree but for the file type and "
-                "--data.image_suffix, --data.mask_suffix; --data.unpaired skip leaves these out",
+                f"{'; '.join(problems)}. Names must agree but for the file type and the two "
+                "suffixes; skip leaves files without a partner out",
                 defects,
+                option=("image_suffix", "mask_suffix", "unpaired skip"),
             )
         return pairs.only(sorted(images.keys() & masks.keys()))
 
     def _listed(self, path: Path, skip_unpaired: bool) -> Pairs:
+        """Return the pairs that a list file names; raise an error for files that do not exist."""
         lines = read_lines(path)
-        rows = [self._two_files(line) for line in lines]
-        found = [row for row in rows if row is not None]
+        rows = [row for line in lines if (row := self._two_files(line)) is not None]
         defects: list[str] = []
-        if len(found) == len(lines):
-            absent = {file for row in found for file in row if not file.is_file()}
+        if len(rows) == len(lines):  # every line names both files
+            absent = {file for row in rows for file in row if not file.is_file()}
             defects += [f"{path} names {file}, which does not exist" for file in sorted(absent)]
             listed = [
                 (_id(image, self.root), image, mask)
-                for image, mask in found
+                for image, mask in rows
                 if not {image, mask} & absent
             ]
         else:
             known = self._index(self.root / self.images, self.root / self.masks, skip_unpaired)
-            looked_up = [self._known(line, known, path) for line in lines]
-            defects += [each for each in looked_up if isinstance(each, str)]
-            listed = [each for each in looked_up if not isinstance(each, str)]
+            results = [self._known(line, known, path) for line in lines]
+            defects += [each for each in results if isinstance(each, str)]
+            listed = [each for each in results if not isinstance(each, str)]
         if defects and not skip_unpaired:
             raise UnpairedError(some(defects, 3), defects)
         count = Counter(name for name, _, _ in listed)
@@ -181,7 +190,7 @@ class FolderLayout:
         )
 
     def _two_files(self, line: str) -> tuple[Path, Path] | None:
-        """Read a line as an image's and a mask's path; None where it is not that."""
+        """Return the paths of image and mask that a line names; None for a line of another form."""
         for separator in (",", "\t", None):
             words = [word.strip() for word in line.split(separator)]
             if len(words) == 2 and all(map(is_image, words)):
@@ -189,7 +198,16 @@ class FolderLayout:
         return None
 
     def _known(self, line: str, known: Pairs, path: Path) -> tuple[str, Path, Path] | str:
-        """Find what a line that is an id or an image's path stands for, or say what is missing."""
+        """Return id, image and mask for a line that is an id or the path of an image.
+
+        Args:
+            line: The line.
+            known: All images and masks of the dataset.
+            path: The list file, for errors.
+
+        Returns:
+            The three, or one sentence that names what is missing.
+        """
         name = line
         if is_image(line):
             folder, file = self.root / self.images, self._place(line)
@@ -204,12 +222,12 @@ class FolderLayout:
         return name, known.images[name], known.masks[name]
 
     def _place(self, name: str) -> Path:
-        """Find a listed file; VOC's lists begin root-relative paths with a slash."""
+        """Return the path of a listed file; VOC's lists put a slash before paths below the root."""
         path = self.root / name
         return path if path.is_file() else self.root / name.lstrip("/")
 
     def _divided(self, split: str, skip_unpaired: bool) -> Pairs:
-        """Send a fifth of the images, by a hash of their names, to validation."""
+        """Divide all pairs: a fifth of them, by a hash of their names, is for validation."""
         images, masks = self.root / self.images, self.root / self.masks
         if not images.is_dir():
             return Pairs({}, {})
@@ -217,11 +235,11 @@ class FolderLayout:
         if any(name.lower().startswith(("train", "val", "test")) for name in folders):
             raise DataError(
                 f"{images} has the subfolders {some(folders)}, but none is called "
-                f"{' or '.join(self.splits.values())}: name the splits (options: --data.train, "
-                "--data.val)"
+                f"{' or '.join(self.splits.values())}: give the names of the splits",
+                option=("train", "val"),
             )
         pairs = self._match(images, masks, skip_unpaired)
-        # a share of the hashes, so that an image stays where it is when others are added
+        # a share of the hashes, so that an image stays in its split when others are added
         held_out = [name for name in pairs.images if sha256(name.encode()).digest()[0] < 256 // 5]
         held_out = held_out or sorted(pairs.images)[:1]
         chosen = held_out if split == "val" else sorted(pairs.images.keys() - set(held_out))
@@ -232,7 +250,7 @@ class FolderLayout:
 
 
 def _id(file: Path, root: Path) -> str:
-    """Name a file by its path below the root, or by its own name where it lies elsewhere."""
+    """Return the path of a file below the root, or its name where it lies elsewhere."""
     file, root = Path(os.path.normpath(file)), Path(os.path.normpath(root))
     inside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
     return inside.with_suffix("").as_posix()

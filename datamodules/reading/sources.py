@@ -1,4 +1,4 @@
-"""Where examples come from: files, a choice of another source's examples, several sources."""
+"""Sources of examples: files, a part of another source, several sources in a row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,49 +17,56 @@ from datamodules.reading.cache import DecodedCache
 from datamodules.reading.files import image_size, is_turned, read_image, read_mask
 from datamodules.reading.mask_decoder import VOID, MaskDecoder
 
+T = TypeVar("T")
+
 
 class Example(NamedTuple):
-    """One image with its labels."""
+    """An image, and its mask where it is labelled."""
 
     id: str
+    """Name of the example in its source."""
     image: NDArray[np.uint8]
-    """(H, W, 3) RGB; smaller where it was decoded at a part of its size."""
+    """(H, W, 3) RGB, or smaller where the file was decoded at a part of its size."""
     mask: NDArray[np.uint8] | None
     """(H, W) class ids, 255 where void; None where there are no labels."""
     reduced: int = 1
-    """How many times smaller than the file's the image is."""
+    """Factor by which `image` is smaller than the image in the file, at least 1."""
     full_size: tuple[int, int] | None = None
-    """(H, W) of the file's image where that is not the image's."""
+    """(H, W) of the image in the file; None where `image` has that size."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the whole image."""
+        """(H, W) of the image in the file."""
         height, width = self.image.shape[:2]
         return self.full_size or (height, width)
 
 
 class Source(ABC):
-    """Anything that holds examples by index."""
+    """Examples by index, from 0 to `len(source)` - 1."""
 
     @property
     @abstractmethod
     def ids(self) -> Sequence[str]:
-        """One name per example, no two the same."""
+        """One name per example, without duplicates."""
 
     @abstractmethod
     def read(self, index: int, reduce: int = 1) -> Example:
-        """Return an example; its image at 1/`reduce` of its size where that saves time.
+        """Return an example.
+
+        Args:
+            index: Position of the example.
+            reduce: 1, 2, 4 or 8; the image may be decoded at 1/`reduce` of its size to save time.
 
         Raises:
-            DataError: It cannot be used.
+            DataError: The example cannot be used.
         """
 
     def labels_version(self) -> str | None:
-        """Return a text that changes with any label; None where that cannot be told."""
+        """Return a text that differs after any change of labels; None where there is none."""
         return None
 
     def mask(self, index: int) -> NDArray[np.uint8] | None:
-        """Return an example's (H, W) labels, where that goes without its image."""
+        """Return the (H, W) class ids of an example, without reading its image where possible."""
         return self.read(index).mask
 
     def __getitem__(self, index: int) -> Example:
@@ -76,8 +83,8 @@ class FileSource(Source):
     Args:
         images: Image files by id.
         masks: Mask files by id, one for every image; None for images without labels.
-        decode: Turns what a mask file stores into class ids.
-        cache: Keeps what was decoded.
+        decode: Turns the stored values of a mask file into class ids.
+        cache: Keeps decoded images and masks; None decodes the files each time.
     """
 
     def __init__(
@@ -99,10 +106,15 @@ class FileSource(Source):
         return self._ids
 
     def read(self, index: int, reduce: int = 1) -> Example:
-        """Read one example, a JPEG at 1/`reduce` of its size where nothing is cached.
+        """Read an example.
+
+        Args:
+            index: Position of the example.
+            reduce: 1, 2, 4 or 8; a JPEG is decoded at 1/`reduce` of its size without a cache.
 
         Raises:
-            DataError: A file cannot be read, the sizes differ, or the mask holds what is no class.
+            DataError: A file cannot be read, image and mask differ in size, or the mask holds a
+                value that is no class.
         """
         name = self._ids[index]
         example = self._image(name, reduce)
@@ -119,7 +131,7 @@ class FileSource(Source):
         return example._replace(mask=mask)
 
     def labels_version(self) -> str | None:
-        """Return the decoder, and name, size and time of every mask file."""
+        """Return the decoder, and name, size and time of change of every mask file."""
         if self.masks is None or self.decode is None:
             return None
         states = [(name, self.masks[name].stat()) for name in self._ids]
@@ -127,13 +139,13 @@ class FileSource(Source):
         return "\n".join([self.decode.fingerprint, *lines])
 
     def mask(self, index: int) -> NDArray[np.uint8] | None:
-        """Read an example's labels alone."""
+        """Read the (H, W) class ids of an example, without its image."""
         if self.masks is None or self.decode is None:
             return None
         return self._mask(self.masks[self._ids[index]], self.decode)
 
     def without_labels(self) -> FileSource:
-        """Return the same images, without their masks."""
+        """Return the same images without their masks, which are then not read."""
         return FileSource(self.images, cache=self.cache)
 
     def _image(self, name: str, reduce: int) -> Example:
@@ -154,18 +166,17 @@ class FileSource(Source):
 
 
 class Subset(Source):
-    """Some of a source's examples, in the order of its ids.
+    """A part of a source's examples, in the order of the source.
 
     Args:
         source: The whole.
-        ids: The names of those that are wanted.
-        labels: False takes the masks away.
+        ids: Names of the examples of the part.
+        labels: False returns examples without masks, which are then not read.
     """
 
     def __init__(self, source: Source, ids: Sequence[str], labels: bool = True) -> None:
         wanted = set(ids)
         self.numbers = [number for number, name in enumerate(source.ids) if name in wanted]
-        # masks that nobody wants are not read
         self.source = source if labels else without_labels(source)
         self._ids = [source.ids[number] for number in self.numbers]
 
@@ -175,24 +186,25 @@ class Subset(Source):
         return self._ids
 
     def labels_version(self) -> str | None:
-        """Return the whole's, and which of it are chosen."""
+        """Return the text of the whole, and the positions of the part's examples."""
         whole = self.source.labels_version()
         return None if whole is None else f"{whole}\n{self.numbers}"
 
     def mask(self, index: int) -> NDArray[np.uint8] | None:
-        """Return one of the chosen examples' labels."""
+        """Return the (H, W) class ids of an example of the part."""
         return self.source.mask(self.numbers[index])
 
     def read(self, index: int, reduce: int = 1) -> Example:
-        """Return one of the chosen examples."""
+        """Return an example of the part."""
         return self.source.read(self.numbers[index], reduce)
 
 
 class Joined(Source):
-    """Several sources one after the other.
+    """Several sources in a row.
 
     Args:
-        sources: The parts; a name that occurs twice gets the part's number in front.
+        sources: The parts. If a name occurs in two of them, all names get the number of their
+            part as a prefix: `0/name`.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -211,7 +223,7 @@ class Joined(Source):
         return self._ids
 
     def read(self, index: int, reduce: int = 1) -> Example:
-        """Return one example of the part in which it lies."""
+        """Return an example under its name in this source."""
         part = bisect.bisect_right(self.ends, index)
         begin = self.ends[part - 1] if part else 0
         return self.sources[part].read(index - begin, reduce)._replace(id=self._ids[index])
@@ -222,7 +234,7 @@ class Relabeled(Source):
 
     Args:
         source: Any source.
-        void: Give them masks that are all void, where other images have masks.
+        void: True returns masks that are all void, for batches in which other images have masks.
     """
 
     def __init__(self, source: Source, void: bool = False) -> None:
@@ -235,24 +247,35 @@ class Relabeled(Source):
         return self.source.ids
 
     def read(self, index: int, reduce: int = 1) -> Example:
-        """Return an example without its mask, or with one that says nothing."""
+        """Return an example without its mask, or with a mask that is all void."""
         example = self.source.read(index, reduce)
         return example._replace(mask=np.full(example.size, VOID, np.uint8) if self.void else None)
 
 
 def without_labels(source: Source) -> Source:
-    """Take the masks away; those of files are not even read."""
+    """Return the images of a source without masks; mask files are then not read."""
     return source.without_labels() if isinstance(source, FileSource) else Relabeled(source)
 
 
 def files(source: Source) -> list[Path]:
-    """Return the image files of a source's examples, in order; none where it reads no files."""
+    """Return the image files of a source's examples in order; an empty list without files."""
     if isinstance(source, FileSource):
         return [source.images[name] for name in source.ids]
     if isinstance(source, Subset):
         whole = files(source.source)
         return [whole[number] for number in source.numbers] if whole else []
     return files(source.source) if isinstance(source, Relabeled) else []
+
+
+def spread(items: Sequence[T], at_most: int) -> list[T]:
+    """Return items at even distances, among them the first and the last.
+
+    Args:
+        items: What to choose from.
+        at_most: Largest number of items to return, at least 1.
+    """
+    places = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)
+    return [items[place] for place in places]
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,8 +1,7 @@
-"""Which classes an image shows."""
+"""How many pixels of each class every image shows."""
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -14,22 +13,27 @@ from rich.progress import track
 
 from datamodules.errors import DataError
 from datamodules.reading.sources import Source
+from lightning_seg.files import write_whole
 
 
 def class_pixels(
     source: Source, num_classes: int, folder: Path | None = None, threads: int = 4
 ) -> NDArray[np.int64]:
-    """Count every image's pixels of each class, with a progress bar.
+    """Count the pixels of each class in every image, with a progress bar.
 
     Args:
         source: Labelled examples.
         num_classes: Number of classes C.
-        folder: Keeps the counts, to be read again as long as no label changes. Of several
-            processes one counts, the others wait.
-        threads: How many masks are read at once.
+        folder: Folder that keeps the counts, which are read from there until a label changes. Of
+            several processes one counts and the others wait. None keeps nothing.
+        threads: Number of masks that are read at the same time, at least 1.
 
     Returns:
-        (len(source), C). A mask that cannot be read counts as empty; it is told when it is used.
+        (len(source), C) pixels. A mask that cannot be read has zeros; its error comes when the
+        example is used.
+
+    Raises:
+        DataError: The folder cannot be written.
     """
     version = None if folder is None else source.labels_version()
     if folder is None or version is None:
@@ -41,14 +45,13 @@ def class_pixels(
         with FileLock(f"{kept}.lock"):
             if not kept.is_file():
                 counts = _count(source, num_classes, threads)
-                temporary = kept.with_name(f".{kept.stem}.{os.getpid()}.npy")
-                np.save(temporary, counts)
-                temporary.replace(kept)
+                with write_whole(kept) as part:
+                    np.save(part, counts)
         stored: NDArray[np.int64] = np.load(kept, allow_pickle=False)
     except OSError as error:
         raise DataError(
-            f"the index of classes {kept} cannot be written or read: {error} "
-            "(option: --data.splits_dir)"
+            f"the index of classes {kept} cannot be written or read: {error}",
+            option="splits_dir",
         ) from error
     return stored
 
@@ -65,4 +68,4 @@ def _count(source: Source, num_classes: int, threads: int) -> NDArray[np.int64]:
 
     with ThreadPoolExecutor(threads) as pool:
         rows = pool.map(pixels, range(len(source)))
-        return np.stack(list(track(rows, "looking for classes", total=len(source))))
+        return np.stack(list(track(rows, "counting the pixels of each class", total=len(source))))

@@ -1,8 +1,8 @@
-"""Which training images keep their labels, and which are treated as if they had none.
+"""Label splits: which training images keep their labels, and which are used without them.
 
-The choice is a function of the images' ids, the amount and a seed, the same on any machine: ids
-are ordered by a hash of seed and id, and the first of that order keep their labels. So with one
-seed the images of 1/16 are among those of 1/8.
+The choice depends on the ids of the images, the amount and a seed alone, and is the same on every
+machine: ids are ordered by a hash of seed and id, and the first ids of that order keep their
+labels. Therefore, with one seed, the images of 1/16 are among those of 1/8.
 """
 
 from __future__ import annotations
@@ -24,57 +24,66 @@ from datamodules.errors import DataError, some
 from datamodules.reading.files import is_image, read_lines
 from datamodules.reading.sources import Source, files
 from datamodules.selection.class_pixels import class_pixels
+from lightning_seg.files import write_whole
 
 Amount = int | float | str
 
 
 class LabelSplit(NamedTuple):
-    """Ids of the images with and without labels, disjoint, each in sorted order."""
+    """Ids of the images with and without labels; no id is in both lists."""
 
     labeled: list[str]
+    """Ids of the images that keep their labels, sorted."""
     unlabeled: list[str]
+    """Ids of the images that are used without their labels, sorted."""
 
     def write(self, folder: Path) -> None:
-        """Write `labeled.txt` and `unlabeled.txt`, an id a line, each whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `labeled.txt` and `unlabeled.txt` with one id a line, each whole or not at all."""
         for name, ids in self._asdict().items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_text("".join(f"{each}\n" for each in ids), encoding="utf-8")
-            temporary.replace(folder / f"{name}.txt")
+            with write_whole(folder / f"{name}.txt") as part:
+                part.write_text("".join(f"{each}\n" for each in ids), encoding="utf-8")
 
 
 def count_labeled(amount: Amount, total: int) -> int:
-    """Return how many of `total` images an amount means, rounded down.
+    """Return the number of images that an amount means, rounded down.
 
     Args:
-        amount: A fraction `1/8`, a share 0.05 in (0, 1], or a number of images 662.
+        amount: A fraction such as `1/8`, a share such as 0.05 in (0, 1], or a number of images
+            such as 662 in [1, total].
         total: Number of training images.
 
     Raises:
-        DataError: Not an amount, none of the images, or more than there are.
+        DataError: The amount has another form, means no image, or more images than there are.
 
-    >>> [count_labeled(amount, 10582) for amount in ("1/8", "1/4", "1/2", 0.05, 662)]
-    [1322, 2645, 5291, 529, 662]
+    Example:
+        >>> [count_labeled(amount, 10582) for amount in ("1/8", "1/4", "1/2", 0.05, 662)]
+        [1322, 2645, 5291, 529, 662]
     """
     share = _share(amount)
     if share is None:
         count = int(amount)
         if not 1 <= count <= total:
-            raise DataError(f"--data.labeled {amount}: there are {total} training images")
+            raise DataError(
+                f"labeled must be in [1, {total}], the number of training images, not {amount}",
+                option="labeled",
+            )
         return count
     if not 0 < share <= 1:
-        raise DataError(f"--data.labeled {amount} must lie in (0, 1], or be a number of images")
+        raise DataError(
+            f"labeled must be in (0, 1], or a number of images, not {amount}", option="labeled"
+        )
     count = int(share * total)
     if count == 0:
         raise DataError(
-            f"--data.labeled {amount} of {total} training images is none; at least "
-            f"{Fraction(1, total)} keeps one"
+            f"labeled is {amount}, which of {total} training images is none; the smallest share "
+            "keeps one",
+            option=f"labeled {Fraction(1, total)}",
         )
     return count
 
 
 def _share(amount: Amount) -> Fraction | None:
-    """Read an amount as a share of the images, exactly; None for a number of images."""
+    """Return an amount as an exact share of the images; None for a number of images."""
     text = str(amount).strip()
     if re.fullmatch(r"-?\d+", text):
         return None
@@ -82,8 +91,9 @@ def _share(amount: Amount) -> Fraction | None:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise DataError(
-            f"--data.labeled {amount}: expected a fraction such as 1/8, a share such as 0.05, a "
-            "number of images such as 662, or a list file that exists"
+            "labeled must be a fraction such as 1/8, a share such as 0.05, a number of images such "
+            f"as 662, or a list file that exists, not {amount}",
+            option="labeled",
         ) from None
 
 
@@ -96,15 +106,16 @@ def draw_split(
     """Choose the images that keep their labels.
 
     Args:
-        ids: All training images; their order does not matter.
-        count: How many keep their labels.
-        seed: Another seed, another choice.
-        presence: (len(ids), C), True where an image shows a class. Given, every class that occurs
-            is in the labelled part: beginning with the rarest, the first image in the seed's order
-            that shows it is taken; the rest is filled up in that order.
+        ids: Ids of all training images, in any order.
+        count: Number of images that keep their labels, in [1, len(ids)].
+        seed: Seed of the choice, at least 0.
+        presence: (len(ids), C), True where an image shows a class: every class that occurs is then
+            shown by a chosen image. For each class, beginning with the rarest, the first image in
+            the order of the seed that shows it is taken; the rest is filled up in that order. None
+            takes the first images of the order.
 
     Raises:
-        DataError: So few images that not every class can be among them.
+        DataError: `count` images cannot show every class.
     """
 
     def rank(name: str) -> str:
@@ -119,6 +130,7 @@ def draw_split(
 def _covering(
     ids: Sequence[str], order: Sequence[str], count: int, presence: NDArray[np.bool_]
 ) -> list[str]:
+    """Return `count` ids, the first of the order that show every class."""
     shown = {name: presence[number] for number, name in enumerate(ids)}
     frequency = presence.sum(0)
     chosen: list[str] = []
@@ -130,8 +142,9 @@ def _covering(
             seen |= shown[name]
     if len(chosen) > count:
         raise DataError(
-            f"--data.stratified: {len(chosen)} labelled images are needed to show every class, "
-            f"--data.labeled gives {count}"
+            f"{len(chosen)} labelled images are needed to show every class, but {count} keep their "
+            "labels",
+            option=(f"labeled {len(chosen)}", "stratified false"),
         )
     taken = set(chosen)
     return chosen + [name for name in order if name not in taken][: count - len(chosen)]
@@ -144,20 +157,22 @@ def divide(
 
     Args:
         source: All training examples.
-        amount: See `count_labeled`; or the path of a list, see `read_split`.
-        seed: Another seed, another choice.
-        folder: The dataset's folder, below which the choice is kept; None keeps it nowhere.
-        num_classes: Given, every class is to be in the labelled part.
+        amount: An amount that `count_labeled` accepts, or the path of a list for `read_split`.
+        seed: Seed of the choice, at least 0.
+        folder: Folder of the dataset, below which lists of the choice are read or written; None
+            neither reads nor writes lists.
+        num_classes: Number of classes that the labelled part must show where they occur; None
+            makes no such demand.
 
     Raises:
-        DataError: An impossible amount, or a list that does not fit the images.
+        DataError: The amount is impossible, or a list does not fit the images.
     """
     images: dict[str, Path | None] = dict.fromkeys(source.ids)
     images |= dict(zip(source.ids, files(source), strict=False))
     listed = Path(str(amount)).expanduser()
     if listed.suffix == ".txt" or listed.is_file():
         if not listed.is_file():
-            raise DataError(f"list {listed} does not exist (option: --data.labeled)")
+            raise DataError(f"list {listed} does not exist", option="labeled")
         return read_split(listed, images)
     count = count_labeled(amount, len(source))
 
@@ -172,51 +187,63 @@ def divide(
 
 
 def read_split(path: Path, images: Mapping[str, Path | None]) -> LabelSplit:
-    """Read a list of labelled images; `unlabeled.txt` beside a `labeled.txt` is read with it.
+    """Read a list of labelled images; all others are unlabelled.
+
+    Beside a list called `labeled.txt`, a file `unlabeled.txt` names the unlabelled images.
 
     Args:
-        path: A text file. A line is an id, an image's path, or the paths of an image and its mask.
-        images: The image file of every training id, None where it is not a file.
+        path: A text file with an id, the path of an image, or the paths of an image and its mask
+            in every line.
+        images: Image file of every training id; None for an example that is no file.
 
     Raises:
-        DataError: An unknown, a repeated or an overlapping name, or an empty list.
+        DataError: The list is empty, names an unknown image, names one twice, or both lists name
+            the same image.
     """
     labeled = _read_ids(path, images)
     if not labeled:
-        raise DataError(f"{path} names no images (option: --data.labeled)")
+        raise DataError(f"{path} names no images", option="labeled")
     other = path.with_name("unlabeled.txt")
     if path.name != "labeled.txt" or not other.is_file():
         return LabelSplit(sorted(labeled), sorted(set(images) - set(labeled)))
     unlabeled = _read_ids(other, images)
     if both := sorted(set(labeled) & set(unlabeled)):
-        raise DataError(f"{path} and {other} both name {some(both)}")
+        raise DataError(f"{path} and {other} both name {some(both)}", option="labeled")
     return LabelSplit(sorted(labeled), sorted(unlabeled))
 
 
 def _read_ids(path: Path, images: Mapping[str, Path | None]) -> list[str]:
+    """Return the ids that a list names."""
     by_name: dict[str, list[str]] = {}
     for name, file in images.items():
         for key in {Path(name).name, file.stem if file else name}:
             by_name.setdefault(key, []).append(name)
-    found = [_find(line, images, by_name, path) for line in read_lines(path)]
-    if len(set(found)) < len(found):
-        twice = sorted(name for name, times in Counter(found).items() if times > 1)
-        raise DataError(f"{path} names {some(twice)} more than once")
-    return found
+    ids = [_find(line, images, by_name, path) for line in read_lines(path)]
+    if len(set(ids)) < len(ids):
+        twice = sorted(name for name, times in Counter(ids).items() if times > 1)
+        raise DataError(f"{path} names {some(twice)} more than once", option="labeled")
+    return ids
 
 
 def _find(
     line: str, images: Mapping[str, Path | None], by_name: Mapping[str, list[str]], origin: Path
 ) -> str:
-    """Find the id that a line stands for: all of it, or the first of two paths."""
+    """Return the id that a line names.
+
+    Args:
+        line: An id, the path of an image, or the paths of an image and its mask.
+        images: Image file of every training id.
+        by_name: Ids by the last part of their name or path.
+        origin: The list, for errors.
+    """
     words = [line, re.split(r"[,\t]", line)[0].strip()]
     if all(map(is_image, line.split())):
         words.append(line.split()[0])
     matches: list[str] = []
     for word in words:
         wanted = Path(word).with_suffix("") if is_image(word) else Path(word)
-        if found := [name for name in (word, wanted.as_posix()) if name in images]:
-            return found[0]
+        if exact := [name for name in (word, wanted.as_posix()) if name in images]:
+            return exact[0]
         matches = matches or [
             name
             for name in by_name.get(wanted.name, ())
@@ -226,13 +253,14 @@ def _find(
     if len(matches) != 1:
         problem = f"fits {some(matches)}" if matches else "is no training image"
         raise DataError(
-            f"{origin} names {line}, which {problem}; ids look like "
-            f"{some(sorted(images), 3)} (option: --data.labeled)"
+            f"{origin} names {line}, which {problem}; ids are such as {some(sorted(images), 3)}",
+            option="labeled",
         )
     return matches[0]
 
 
 def _ends_with(path: Path, end: Path) -> bool:
+    """Return whether the last parts of a path are those of another."""
     parts = [part for part in end.parts if part != os.sep]
     return list(path.parts[-len(parts) :]) == parts
 
@@ -240,15 +268,15 @@ def _ends_with(path: Path, end: Path) -> bool:
 def stored_split(
     folder: Path, images: Mapping[str, Path | None], draw: Callable[[], LabelSplit]
 ) -> LabelSplit:
-    """Return the split whose lists lie in a folder; draw and write it where there is none.
+    """Return the split whose lists are in a folder, or draw a split and write its lists.
 
-    Lists that divide just these images are taken, also when somebody has edited them. Lists of
-    other images stay as they are: the new split goes beside them.
+    Lists that divide exactly these images are used, also if they were edited. Lists of other
+    images stay as they are, and the lists of a new split go into a folder beside them.
 
     Args:
-        folder: `splits/<dataset>/<amount>/seed<k>`.
-        images: As for `read_split`.
-        draw: Makes the split.
+        folder: Folder of the lists, `splits/<dataset>/<amount>/seed<k>`.
+        images: Image file of every training id; None for an example that is no file.
+        draw: Returns a new split.
 
     Raises:
         DataError: The lists name some of these images and have a mistake.
@@ -258,16 +286,16 @@ def stored_split(
         if not (place / "labeled.txt").is_file():
             break
         try:
-            found = read_split(place / "labeled.txt", images)
-            if not (left := sorted(set(images) - set(found.labeled) - set(found.unlabeled))):
-                return found
+            stored = read_split(place / "labeled.txt", images)
+            if not (left := sorted(set(images) - set(stored.labeled) - set(stored.unlabeled))):
+                return stored
             reason = f"{place}: {len(left)} of {len(images)} images are in no list: {some(left)}"
         except DataError as error:
             reason = str(error)
         lines = read_lines(place / "labeled.txt")
         if not lines or any(line in images for line in lines):
-            raise DataError(f"{reason}. Mend these lists, or delete {place} to draw new ones")
-        rank_zero_warn(f"the split in {place} is not of these images and left alone: {reason}")
+            raise DataError(f"{reason}. Correct these lists, or delete {place} to draw new ones")
+        rank_zero_warn(f"the split in {place} is of other images and left alone: {reason}")
     split = draw()
     try:
         split.write(place)

@@ -1,8 +1,8 @@
-"""Which image comes when, with which random seed: a pure function of seed, epoch and index.
+"""Which image comes when, with which random seed: a pure function of seed, epoch and step.
 
-Everything random about a training example is drawn from a key `(number, seed, counted)` that the
-sampler makes in the main process. So the stream of batches does not depend on the number of
-workers, differs between epochs and ranks, repeats with the seed, and can be entered anywhere.
+Everything random about a training example is drawn from a key `(number, seed, counted)`, which the
+sampler makes in the main process. Therefore the batches do not depend on the number of loader
+processes, differ between epochs and ranks, repeat with the seed, and can be entered at any step.
 """
 
 from __future__ import annotations
@@ -15,39 +15,42 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data.distributed import DistributedSampler
 
+from datamodules.selection.seeds import RandomStream, derive_seed, generator
+
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for."""
+    """The index of a dataset: which example to return, and how."""
 
     number: int
     """Position of the example in its source."""
     seed: int | None = None
-    """Seeds this example's augmentation; None asks for none."""
+    """Seed of the example's augmentation, in [0, 2**32); None returns the example as it is."""
     counted: bool = True
-    """False for the copies that even out the ranks: their mask is void, no metric counts them."""
+    """False for a copy that gives all ranks equally many keys: its mask is void, so that no metric
+    counts it."""
 
 
 class KeySampler(DistributedSampler[SampleKey]):
-    """Shuffled or ordered keys for one rank.
+    """Keys of one rank, shuffled for training or in order for evaluation.
 
-    It is a `DistributedSampler`, so that Lightning keeps it as it is.
+    It is a `DistributedSampler`, because Lightning replaces samplers of other classes.
+
+    Without a `length` each rank gets ceil(n / num_replicas) keys of n examples. Training repeats
+    the first examples of the order to fill up; evaluation fills up with keys that do not count.
+
+    With a `length` the ranks share an endless sequence of passes over the examples, each in an
+    order of its own. An epoch begins where the epoch before it ended, so that it may take several
+    passes or a part of one.
 
     Args:
-        dataset: Anything with a length.
-        seed: Seed of order and augmentation.
-        shuffle: Draw a new order each epoch, and seed the augmentation. False walks through the
-            set in order, without augmentation.
-        rank: This process, in [0, num_replicas).
-        num_replicas: Number of processes.
-        length: Keys of this rank per epoch; None takes one pass over the set.
-        stream: Number of the stream: streams of one seed differ.
-
-    Without a `length` each rank gets ceil(n / num_replicas) keys. Training fills up with the first
-    of the order, evaluation with keys that do not count.
-
-    With a `length` the ranks share an endless sequence of passes over the set, each in an order
-    of its own, and an epoch goes on where the one before it ended: as many passes as it takes, or
-    part of one.
+        dataset: Anything with a length n.
+        seed: Seed of order and augmentation, at least 0.
+        shuffle: True draws a new order in each epoch and gives every key a seed; False goes
+            through the examples in order, without augmentation.
+        rank: Number of this process, in [0, num_replicas).
+        num_replicas: Number of processes that share the examples.
+        length: Keys of this rank per epoch; None takes one pass over the examples.
+        stream: The random stream; samplers of different streams draw different numbers.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class KeySampler(DistributedSampler[SampleKey]):
         rank: int = 0,
         num_replicas: int = 1,
         length: int | None = None,
-        stream: int = 0,
+        stream: RandomStream = RandomStream.LABELED,
     ) -> None:
         self.size = len(dataset)
         self.seed = seed
@@ -71,12 +74,12 @@ class KeySampler(DistributedSampler[SampleKey]):
         self.begin(epoch=0)
 
     def begin(self, epoch: int, skip: int = 0) -> None:
-        """Make the next iteration one of this epoch, without its first keys."""
+        """Set the epoch of the next iteration, and how many of its first keys to skip."""
         self.epoch = epoch
         self._skip = skip
 
     def set_epoch(self, epoch: int) -> None:
-        """Do nothing: Lightning miscounts epochs after a resume, the loader counts them itself."""
+        """Do nothing: Lightning miscounts epochs after a resume, so the loader calls `begin`."""
 
     def __len__(self) -> int:
         return math.ceil(self.size / self.num_replicas) if self.length is None else self.length
@@ -87,7 +90,7 @@ class KeySampler(DistributedSampler[SampleKey]):
             yield self._key(position * self.num_replicas + self.rank)
 
     def _key(self, step: int) -> SampleKey:
-        """Return the key of a step of this epoch, counted over all ranks."""
+        """Return the key of a step of this epoch, where steps are counted over all ranks."""
         if not self.shuffle:
             return SampleKey(step % self.size, counted=step < self.size)
         if self.length is None:
@@ -95,38 +98,36 @@ class KeySampler(DistributedSampler[SampleKey]):
         else:
             before = self.epoch * self.length * self.num_replicas
             turn, place = divmod(before + step, self.size)
-        return SampleKey(int(self._shuffled(turn)[place]), self._draw(self.epoch, step))
+        seed = derive_seed(self.seed, self.stream, self.epoch, step)
+        return SampleKey(int(self._shuffled(turn)[place]), seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the keys of an epoch depend on beside its number: nothing."""
+        """Return what the keys depend on besides seed, epoch and step: nothing."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
     def _shuffled(self, turn: int) -> NDArray[np.int64]:
-        """Return the order of one pass over the set."""
+        """Return the order of one pass over the examples."""
         if self._order is None or self._order[0] != turn:
-            rng = np.random.default_rng((self.seed, self.stream, turn))
+            rng = generator(self.seed, self.stream, turn)
             self._order = turn, rng.permutation(self.size)
         return self._order[1]
 
-    def _draw(self, epoch: int, step: int) -> int:
-        entropy = (self.seed, self.stream, epoch, step)
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
 
 class ClassSampler(KeySampler):
-    """Draws a class, then an image that shows it: rare classes come as often as others.
+    """Keys of images that show a drawn class: rare classes are drawn as often as frequent ones.
 
-    The sampling that loss max-pooling's paper calls complementary. Classes are drawn uniformly, or
-    with the probabilities of `weigh`, which hold from the next epoch on.
+    The paper of loss max-pooling calls this complementary sampling. A class is drawn uniformly, or
+    with the probabilities of `weigh`, which hold from the next epoch on; then an image is drawn
+    uniformly among those that show the class.
 
     Args:
         dataset: Anything with a length.
-        presence: (len(dataset), C), True where an image shows a class.
-        seed: Seed of the draws and of augmentation.
-        options: Passed to `KeySampler`.
+        presence: (len(dataset), C) bool, True where an image shows a class.
+        seed: Seed of the draws and of augmentation, at least 0.
+        options: Arguments of `KeySampler`.
     """
 
     def __init__(
@@ -142,25 +143,26 @@ class ClassSampler(KeySampler):
         self._next = self._normalized(weights)
 
     def begin(self, epoch: int, skip: int = 0) -> None:
-        """Make the next iteration one of this epoch, without its first keys."""
+        """Set the epoch of the next iteration, and how many of its first keys to skip."""
         super().begin(epoch, skip)
         if skip == 0 and self._next is not None:
             self._now, self._next = self._next, None
 
     def _key(self, step: int) -> SampleKey:
-        rng = np.random.default_rng((self.seed, self.stream, self.epoch, step))
+        rng = generator(self.seed, self.stream, self.epoch, step)
         members = self.members[rng.choice(len(self.members), p=self._now)]
         return SampleKey(int(rng.choice(members)), int(rng.integers(1 << 32)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the probabilities of this epoch and of the next."""
+        """Return the probabilities of the classes in this epoch and in the next."""
         return {"now": self._now, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self._now, self._next = state.get("now", self._now), state.get("next")
 
     def _normalized(self, weights: Sequence[float]) -> list[float]:
+        """Return probabilities (C,) without classes that no image shows."""
         shown = np.array([len(members) > 0 for members in self.members])
         kept = np.where(shown, np.asarray(weights, np.float64), 0)
         kept = kept if kept.sum() > 0 else shown.astype(np.float64)

@@ -67,7 +67,9 @@ def test_without_any_split_a_fifth_of_the_images_validates(write_dataset) -> Non
 
 def test_splits_of_other_names_are_not_divided_anew(write_dataset) -> None:
     root = write_dataset({"training": 3, "validation": 2})
-    with pytest.raises(DataError, match=r"subfolders training, validation.*--data\.train"):
+    with pytest.raises(
+        DataError, match=r"subfolders training, validation.*\(options: train=, val=\)"
+    ):
         ids(opened(root), "train")
     assert len(ids(opened(root, train="training", val="validation"), "val")) == 2
 
@@ -143,7 +145,7 @@ def test_an_empty_split_tells_where_it_looked(write_dataset) -> None:
 
 
 def test_a_missing_root_names_the_option(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere does not exist \(option: --data\.root\)"):
+    with pytest.raises(DataError, match=r"nowhere does not exist \(option: root=\)"):
         opened(tmp_path / "nowhere").setup("fit")
 
 
@@ -166,7 +168,7 @@ def test_image_without_mask_and_mask_without_image(write_dataset) -> None:
         "train_1",
         "1 of 2 masks",
         "train_2",
-        "--data.unpaired",
+        "unpaired=skip",
     ):
         assert part in str(error.value)
     assert ids(opened(root, unpaired="skip"), "train") == ["train_0"]
@@ -202,7 +204,7 @@ def test_void_is_255_unless_that_is_a_class(write_dataset) -> None:
 
 def test_binary_masks_of_0_and_255_are_not_trained_as_void(write_dataset) -> None:
     root = write_dataset({"train": 2, "val": 1}, values=(0, 255))
-    with pytest.raises(DataError, match=r"--data\.mask_values \[0,255\]"):
+    with pytest.raises(DataError, match=r"mask_values=\[0,255\], void=\[255\]"):
         opened(root, num_classes=2).setup("fit")
 
 
@@ -210,7 +212,9 @@ def test_binary_masks_of_0_and_255_are_not_trained_as_void(write_dataset) -> Non
     ("values", "told"), [((0, 255), r"hold the values 0, 255"), ((3, 5, 8), r"values 3, 5, 8")]
 )
 def test_without_classes_the_error_says_what_the_masks_hold(write_dataset, values, told) -> None:
-    with pytest.raises(DataError, match=rf"--data\.mask_values.*{told}"):
+    with pytest.raises(
+        DataError, match=rf"{told}.*\(options: num_classes=, mask_values=, color_map=\)"
+    ):
         opened(write_dataset({"train": 2}, values=values), num_classes=None)
 
 
@@ -264,5 +268,5 @@ def test_different_sizes_cannot_share_a_validation_batch(write_dataset) -> None:
     Image.new("L", (8, 8)).save(root / "masks/val/val_0.png")
     module = opened(root, val_batch_size=2)
     module.setup("validate")
-    with pytest.raises(DataError, match=r"val_0 8x8, val_1 32x24.*--data\.val_batch_size 1"):
+    with pytest.raises(DataError, match=r"val_0 8x8, val_1 32x24.*val_batch_size=1"):
         list(module.val_dataloader())

@@ -39,7 +39,7 @@ def test_a_missing_dataset_says_what_to_do(name: str, there: bool, tmp_path: Pat
     for stage in ("fit", "validate", "test"):
         with pytest.raises(DataError) as error:
             module.setup(stage)
-        for part in (f"{root}", "does not exist", "--data.root", *TO_DOWNLOAD[name]):
+        for part in (f"{root}", "does not exist", "(option: root=)", *TO_DOWNLOAD[name]):
             assert part in str(error.value)
 
 

@@ -136,11 +136,15 @@ def test_an_encoder_is_trained(tmp_path, kind):
 def test_what_is_wrong_is_told(tmp_path):
     folder = str(write(tmp_path / "a", 2))
     for options in ({}, {"images": folder, "shards": object()}):
-        with pytest.raises(DataError, match=r"give one of --data.images FOLDER and --data.shards"):
+        with pytest.raises(
+            DataError, match=r"give either images or shards \(options: images=FOLDER, shards=\)"
+        ):
             UnlabeledDataModule(**options)
-    with pytest.raises(DataError, match=r"--data.val_share must lie in \[0, 1\), not 1"):
+    with pytest.raises(
+        DataError, match=r"val_share must be in \[0, 1\), not 1 \(option: val_share=\)"
+    ):
         UnlabeledDataModule(folder, val_share=1)
-    with pytest.raises(DataError, match=r"--data.images"):
+    with pytest.raises(DataError, match=r"no images at .*\(option: images=\)"):
         module(str(tmp_path / "nowhere"))
     (tmp_path / "a" / "000.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"000.png"):

@@ -210,7 +210,7 @@ def test_a_wrong_value_in_a_mat_file_names_it(voc: Path, sbd: Path) -> None:
 
 
 def test_missing_extensions_say_what_to_download(voc: Path, sbd: Path, tmp_path: Path) -> None:
-    parts = ("--data.sbd", "benchmark.tgz", "home.bharathh.info", "cls/")
+    parts = ("sbd=", "benchmark.tgz", "home.bharathh.info", "cls/")
     with pytest.raises(DataError) as neither:
         VOCDataModule(str(voc), train="trainaug").setup("fit")
     with pytest.raises(DataError) as nowhere:
@@ -220,12 +220,12 @@ def test_missing_extensions_say_what_to_download(voc: Path, sbd: Path, tmp_path:
         assert part in str(nowhere.value)
     assert str(voc / "SegmentationClassAug") in str(neither.value)
     (sbd / "val.txt").unlink()
-    with pytest.raises(DataError, match=r"val\.txt does not exist(.|\n)*--data\.sbd"):
+    with pytest.raises(DataError, match=r"val\.txt does not exist(.|\n)*\(option: sbd=\)"):
         VOCDataModule(str(voc), train="trainaug", sbd=str(sbd)).setup("fit")
 
 
 def test_sbd_alone_changes_nothing_and_is_refused(voc: Path, sbd: Path) -> None:
-    with pytest.raises(DataError, match=r"--data\.sbd needs --data\.train trainaug"):
+    with pytest.raises(DataError, match=r"sbd is for .* trainaug, .*\(option: train=trainaug\)"):
         VOCDataModule(str(voc), sbd=str(sbd))
 
 

@@ -412,7 +412,7 @@ def test_wide_objects_need_no_refill() -> None:
     ],
 )
 def test_impossible_options(options, named) -> None:
-    with pytest.raises(DataError, match=f"--data.patches.{named}"):
+    with pytest.raises(DataError, match=rf"{named} must .*\(option: {named}=\)"):
         PatchMixer(**options)
 
 

@@ -193,7 +193,7 @@ def test_extra_images_without_labels(write_dataset, tmp_path: Path) -> None:
         module(unlabeled=str(root / "images/train/train_0.png"))
     with pytest.raises(DataError, match="labelled or evaluated"):
         module(unlabeled=str(root / "images/val"), labeled=1)
-    with pytest.raises(DataError, match=r"no images at .*--data\.unlabeled"):
+    with pytest.raises(DataError, match=r"no images at .*\(option: unlabeled=\)"):
         module(unlabeled=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="there are no unlabelled images"):
         module()
@@ -256,7 +256,9 @@ def test_images_that_never_had_labels_get_void_masks(write_dataset, tmp_path: Pa
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
 def test_overfitting_batches_is_refused(tmp_path: Path) -> None:
     trainer = L.Trainer(accelerator="cpu", overfit_batches=1, logger=False, max_steps=1)
-    with pytest.raises(DataError, match=r"overfit_batches.*labeled 8"):
+    with pytest.raises(
+        DataError, match=r"overfit_batches.*\(options: trainer\.overfit_batches=0, labeled=8\)"
+    ):
         trainer.fit(CrossEntropyModule(TinyNet(8), num_classes=8), scenes(tmp_path))
 
 

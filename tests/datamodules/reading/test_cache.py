@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_done_without(tmp_path: Path
     image = save(tmp_path / "a.png", 1)
     (tmp_path / "cache").write_text("a file in the way")
     cache = DecodedCache(tmp_path / "cache")
-    with pytest.warns(UserWarning, match=r"cache.*--data.cache"):
+    with pytest.warns(UserWarning, match=r"cache.*\(option: cache=\)"):
         found = cache.get(tmp_path / "a.png", lambda: read_image(tmp_path / "a.png"), "image")
     assert np.array_equal(found, image)
 

@@ -144,7 +144,7 @@ def test_two_images_of_one_id_are_refused(photos: Path) -> None:
 
 
 def test_nothing_to_predict_is_an_error_that_names_the_place(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.*--data\.predict"):
+    with pytest.raises(DataError, match=r"nowhere.*\(option: predict=\)"):
         find_images(str(photos / "nowhere"))
 
 

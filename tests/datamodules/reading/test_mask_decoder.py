@@ -29,11 +29,12 @@ def test_an_unknown_value_is_told_with_file_place_share_and_option() -> None:
         decode(stored, "some/m.png")
     for part in ("some/m.png", "holds 9", "row 2, column 3", "1 of 20", "0, 1 or void 255"):
         assert part in str(error.value)
-    assert "--data.num_classes" in str(error.value)
+    assert "num_classes=" in str(error.value)
+    assert "unknown_values=void" in str(error.value)
 
 
 def test_an_unknown_colour_is_told_as_a_colour() -> None:
-    with pytest.raises(DataError, match=r"holds \(1, 2, 3\).*--data\.color_map"):
+    with pytest.raises(DataError, match=r"holds \(1, 2, 3\).*\(options: color_map=, "):
         MaskDecoder(colors=[RED])(np.array([[[1, 2, 3]]], np.uint8), "m.png")
 
 
@@ -52,7 +53,7 @@ def test_unknown_values_can_be_rounded_to_the_nearest_known() -> None:
 
 
 def test_colours_where_an_index_was_expected() -> None:
-    with pytest.raises(DataError, match=r"m\.png is colour-coded.*--data\.color_map"):
+    with pytest.raises(DataError, match=r"m\.png is colour-coded.*\(option: color_map=FILE\)"):
         MaskDecoder(values=[0, 1])(np.zeros((2, 2, 3), np.uint8), "m.png")
 
 
@@ -102,5 +103,5 @@ def test_a_name_with_two_colours_is_told(tmp_path: Path) -> None:
 
 
 def test_a_missing_colour_map_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.csv does not exist.*--data\.color_map"):
+    with pytest.raises(DataError, match=r"gone\.csv does not exist \(option: color_map=\)"):
         read_color_map(tmp_path / "gone.csv")

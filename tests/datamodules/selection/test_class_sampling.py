@@ -173,7 +173,7 @@ def test_validation_weighs_the_classes(tmp_path: Path) -> None:
 
 
 def test_weighing_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="sampling classes"):
+    with pytest.raises(DataError, match=r"\(option: sampling=classes\)"):
         fit(tmp_path, scenes(tmp_path), callbacks=[ComplementarySampling()])
     with pytest.raises(SetupError, match="mix"):
         ComplementarySampling(mix=2)

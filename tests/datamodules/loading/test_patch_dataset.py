@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import DataError, PatchDataModule, PatchMixer, SyntheticScenesDataModule
+from datamodules import DataError, PatchMixer, SyntheticScenesDataModule
 from datamodules.base import SegmentationDataModule
+from datamodules.loading.streams import Rank
 from datamodules.reading.sources import Example, Source
 
 VOID = 255
@@ -120,7 +121,7 @@ def test_seeds_epochs_and_ranks_differ():
 
     def first(seed=3, rank=0) -> dict:
         data = ready(Given(masks, seed=seed))
-        data._ranks = lambda: {"rank": rank, "num_replicas": 2}
+        data._rank = lambda: Rank(rank, 2)
         return batches(data)[0]
 
     pictures = [first(), first(seed=4), first(rank=1)]
@@ -191,7 +192,7 @@ def test_validation_is_the_same_each_time_and_empty_without_labels():
 
 def test_copies_that_even_out_the_ranks_have_no_patches():
     data = Given([blocks()] * 2, [blocks(0)])
-    data._ranks = lambda: {"rank": 1, "num_replicas": 2}
+    data._rank = lambda: Rank(1, 2)
     (batch,) = ready(data).val_dataloader()
     assert len(batch["label"]) == 0
 
@@ -199,8 +200,8 @@ def test_copies_that_even_out_the_ranks_have_no_patches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"unlabeled_batch_size": 2}, "not with --data.unlabeled_batch_size"),
-        ({"labeled_real_batch_size": 2}, "or --data.labeled_real_batch_size"),
+        ({"unlabeled_batch_size": 2}, r"labelled images alone.*unlabeled_batch_size=0"),
+        ({"labeled_real_batch_size": 2}, r"labelled images alone.*labeled_real_batch_size=0"),
     ],
 )
 def test_streams_without_labels_are_refused(options, message):
@@ -210,9 +211,9 @@ def test_streams_without_labels_are_refused(options, message):
 
 def test_background_must_be_a_class_and_patches_are_not_predicted():
     data = Given([blocks()] * 2, patches=PatchMixer(4, (8, 16), 12, background_index=6))
-    with pytest.raises(DataError, match="background_index 6, but there are 6 classes"):
+    with pytest.raises(DataError, match="background_index is 6, but there are 6 classes"):
         data.setup("fit")
-    with pytest.raises(DataError, match=r"images are predicted .*--data.patches null"):
+    with pytest.raises(DataError, match=r"images are predicted \(option: patches=null\)"):
         Given([blocks()] * 2).setup("predict")
 
 
@@ -228,19 +229,31 @@ def test_masks_are_needed():
         batches(data)
 
 
-def test_a_module_of_another_ones_images_equals_its_own_option():
-    options = {"train_size": 6, "val_size": 2, "image_size": (64, 96)}
-    common = {"batch_size": 2, "crop_size": 48, "num_workers": 0, "seed": 1}
+def test_any_data_module_cuts_patches_and_keeps_its_classes():
+    options = {"train_size": 6, "val_size": 2, "test_size": 2, "image_size": (64, 96)}
     mixer = PatchMixer(5, (16, 32), 24, background_index=0, max_overlap=0.5)
-    own = SyntheticScenesDataModule(**options, **common, patches=mixer, augmentation="crop_flip")
+    data = SyntheticScenesDataModule(
+        **options, patches=mixer, batch_size=2, crop_size=48, num_workers=0, seed=1
+    )
     images = SyntheticScenesDataModule(**options)
-    nested = PatchDataModule(images, 5, (16, 32), 24, 0, 0.1, 0.5, **common)
-    assert_same(batches(ready(own)), batches(ready(nested)))
-    for one, two in zip(own.val_dataloader(), nested.val_dataloader(), strict=True):
-        assert torch.equal(one["image"], two["image"])
-    assert nested.class_names == images.class_names
-    assert nested.num_classes == images.num_classes
-    assert nested.palette == images.palette
+    assert data.class_names == images.class_names
+    assert data.num_classes == images.num_classes
+    assert data.palette == images.palette
+    found = batches(ready(data))
+    assert [batch["image"].shape for batch in found] == [(10, 3, 24, 24)] * 3
+    assert sorted(name for batch in found for name in batch["id"]) == images.source("train").ids
+    assert all(batch["label"].max() < data.num_classes for batch in found)
+    again = SyntheticScenesDataModule(**options, patches=mixer, num_workers=0, seed=1)
+    for stage in ("validate", "test"):
+        for each in (data, again):
+            each.setup(stage)
+    for loaders in (
+        (data.val_dataloader(), again.val_dataloader()),
+        (data.test_dataloader(), again.test_dataloader()),
+    ):
+        for one, two in zip(*loaders, strict=True):
+            assert one["image"].shape == (5, 3, 24, 24)
+            assert torch.equal(one["image"], two["image"])
 
 
 def test_skipped_broken_images_are_counted_too():
@@ -262,4 +275,4 @@ def test_skipped_broken_images_are_counted_too():
 def test_the_trainers_ranks_are_asked():
     data = Given([blocks(i) for i in range(4)])
     data.trainer = SimpleNamespace(global_rank=1, world_size=4)
-    assert data._ranks() == {"rank": 1, "num_replicas": 4}
+    assert data._rank() == Rank(1, 4)

@@ -1,0 +1,287 @@
+"""The base class of all data modules: images in loaders, with or without labels."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader
+
+from datamodules.augmenting.steps import Augmentation, StrongView
+from datamodules.augmenting.transforms import Step
+from datamodules.errors import DataError
+from datamodules.loading.dataset import OnBadSample, SegmentationDataset, collate
+from datamodules.loading.loaders import Stream, cores, end_workers
+from datamodules.loading.shards import UnlabeledShards
+from datamodules.loading.streams import Examples, Loaders, Rank, follow
+from datamodules.reading.cache import DecodedCache
+from datamodules.reading.files import image_size
+from datamodules.reading.mask_decoder import VOID
+from datamodules.reading.sources import FileSource, Source, spread
+from lightning_seg.errors import require_range
+
+Split = Literal["train", "val", "test"]
+
+_EVALUATED: dict[str, Split] = {"fit": "val", "validate": "val", "test": "test"}
+
+
+class ImageDataModule(L.LightningDataModule, ABC):
+    """Loaders of images, with what data modules with and without labels have in common.
+
+    A batch is a dict of `image` (B, 3, H, W) uint8 RGB, `id`, a list of B names, and `mask`
+    (B, H, W) int64 class ids where the images have labels. Training images are augmented and come
+    in a new order in every epoch; their batches also have `valid` (B, H, W) bool, False where
+    padding is. Validation, test and prediction read every image whole and once, on any number of
+    processes.
+
+    Args:
+        batch_size: Training images per device and step, at least 1.
+        val_batch_size: Images per device and step of validation, test and prediction, at least 1.
+            Above 1 all images of a batch must have one size; prediction takes images of different
+            sizes one by one.
+        crop_size: Side of the square training crop in pixels, or its height and width. None takes
+            the size that suits the kind of data.
+        scale: Smallest and largest random scale factor of training images, above 0. None takes
+            the range that suits the kind of data.
+        augmentation: Steps that make the training crops: the name of a preset (`standard`,
+            `deeplab`, `adv_semi_seg`, `crop`, `crop_flip`) or a list of steps. A step is
+            `RandomScaleCrop` or the name of an albumentations transform, alone or with arguments.
+        num_workers: Loader processes per device; 0 loads in the training process. None takes one
+            per core, at most 8 (default chosen here).
+        seed: Seed of order and augmentation, at least 0. None takes the seed of `seed_everything`.
+        iterations_per_epoch: Training batches of an epoch, at least 1. None takes one pass over
+            the images.
+        cache: Folder for decoded images, of which a crop reads its own part only. A cache speeds
+            up training on large images and takes 4 bytes a pixel. None caches nothing.
+        on_bad_sample: `raise` stops at an image or mask that cannot be used; `skip` warns, takes
+            another one, and counts it in the batch's `skipped`, which is logged as `data/skipped`.
+
+    Attributes:
+        ignore_index: Class id of void pixels, 255.
+        default_crop_size: Crop size that suits the kind of data. It is no default of an argument,
+            because such a default would stay in a configuration whose class is replaced.
+        default_scale: Range of scale factors that suits the kind of data.
+        may_be_empty: Names of splits that may have no images.
+        skip_unpaired: True makes `source` leave out images without masks and masks without images.
+        trains_on_val: True where the options ask for training on validation images.
+        shards: Tar files of unlabelled images; None where there are none.
+    """
+
+    ignore_index = VOID
+    default_crop_size: int | tuple[int, int] = 512
+    default_scale: tuple[float, float] = (0.5, 2.0)
+    may_be_empty: tuple[str, ...] = ()
+    skip_unpaired = False
+    trains_on_val = False
+    shards: UnlabeledShards | None = None
+    _fewer_images: tuple[str, ...] = ()  # options that give a small training set
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        val_batch_size: int = 1,
+        crop_size: int | tuple[int, int] | None = None,
+        scale: tuple[float, float] | None = None,
+        augmentation: str | list[Step] = "standard",
+        num_workers: int | None = None,
+        seed: int | None = None,
+        iterations_per_epoch: int | None = None,
+        cache: str | None = None,
+        on_bad_sample: OnBadSample = "raise",
+    ) -> None:
+        super().__init__()
+        at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
+        at_least(1, iterations_per_epoch=iterations_per_epoch)
+        at_least(0, num_workers=num_workers, seed=seed)
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        crop = self.default_crop_size if crop_size is None else crop_size
+        self.crop_size = (crop, crop) if isinstance(crop, int) else crop
+        self.scale = scale
+        self.augmentation = self._augmentation(augmentation, "augmentation")
+        self.num_workers = min(8, cores()) if num_workers is None else num_workers
+        self._seed = seed
+        self.iterations_per_epoch = iterations_per_epoch
+        self.cache = None if cache is None else DecodedCache(Path(cache).expanduser())
+        self.on_bad_sample = on_bad_sample
+        self._sources: dict[str, Source] = {}
+        self._open: list[Callable[[], None]] = []
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """One name per class, in class order; empty where nothing is labelled."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without void."""
+        return len(self.class_names)
+
+    @property
+    def palette(self) -> list[list[int]] | None:
+        """One RGB colour in 0..255 per class; None leaves the colours of pictures to callbacks."""
+        return None
+
+    @property
+    def seed(self) -> int:
+        """The argument `seed`, or the seed of `seed_everything` without it, or 0 without both."""
+        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    @abstractmethod
+    def source(self, split: Split) -> Source:
+        """Return all examples of a split.
+
+        Raises:
+            DataError: The examples cannot be found.
+        """
+
+    def predict_source(self) -> Source:
+        """Return the images to predict."""
+        return self.source("test")
+
+    def extra_source(self, train: Source) -> Source | None:
+        """Return the images that are trained on and are in no split; None where there are none.
+
+        Args:
+            train: The examples of the training split.
+        """
+        return None
+
+    def probe(self, source: Source) -> set[int]:
+        """Decode up to 8 examples, so that an error comes before training.
+
+        Returns:
+            The class ids in their masks.
+
+        Raises:
+            DataError: An example cannot be used and `on_bad_sample` is `raise`.
+        """
+        seen: set[int] = set()
+        for index in spread(range(len(source)), 8):
+            try:
+                mask = source[index].mask
+            except DataError:
+                if self.on_bad_sample == "raise":
+                    raise
+                continue
+            seen.update([] if mask is None else np.unique(mask).tolist())
+        return seen
+
+    # Finding the images
+
+    def setup(self, stage: str) -> None:
+        """Find the examples that a stage needs, once.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            DataError: The examples cannot be found or used, or a split is empty.
+        """
+        if stage == "fit" and "train" not in self._sources:
+            self._setup_training()
+        if (split := _EVALUATED.get(stage)) and split not in self._sources:
+            self._sources[split] = self._probed(split)
+        if stage == "predict" and "predict" not in self._sources:
+            self._sources["predict"] = self.predict_source()
+        for name, source in self._sources.items():
+            if len(source) == 0 and name not in self.may_be_empty:
+                raise DataError(f"split {name!r} of {type(self).__name__} has no images")
+
+    def _setup_training(self) -> None:
+        self._sources["train"] = self._probed("train")
+
+    def _probed(self, split: Split) -> Source:
+        """Return all examples of a split, which read through the cache, after a probe of some."""
+        source = self.source(split)
+        if isinstance(source, FileSource):
+            source.cache = self.cache
+        self.probe(source)
+        return source
+
+    # Loading the images
+
+    def train_dataloader(self) -> Stream:
+        """Return shuffled, augmented batches in epochs that resume at any batch.
+
+        Raises:
+            DataError: The length of an epoch is not known, or the trainer has `overfit_batches`.
+        """
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise DataError(
+                "overfit_batches would take the augmentation away; train on a few images instead",
+                option=("trainer.overfit_batches 0", *self._fewer_images),
+            )
+        stream = self._training_stream(self._loaders())
+        if self.trainer is not None:
+            follow(stream, self.trainer)
+        self._open.append(stream.close)
+        return stream
+
+    @abstractmethod
+    def _training_stream(self, loaders: Loaders) -> Stream:
+        """Return the training batches of this process."""
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Return whole validation images in order; an empty list where there are none."""
+        return self._ordered("val") if len(self._sources["val"]) > 0 else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return whole test images in order."""
+        return self._ordered("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return whole images in order, with masks where they have them.
+
+        Images of different sizes come one by one.
+        """
+        return self._ordered("predict")
+
+    def _ordered(self, name: str) -> DataLoader[Any]:
+        source = self._sources[name]
+        batch_size = self.val_batch_size
+        if name == "predict" and batch_size > 1 and isinstance(source, FileSource):
+            sizes = {image_size(path) for path in source.images.values()}
+            batch_size = batch_size if len(sizes) == 1 else 1
+        # a prediction must not silently be that of another image
+        on_bad_sample: OnBadSample = "raise" if name == "predict" else self.on_bad_sample
+        dataset = self._dataset(source, on_bad_sample)
+        loader = self._loaders().ordered(dataset, batch_size, self.num_workers)
+        self._open.append(partial(end_workers, loader))
+        return loader
+
+    def _dataset(
+        self,
+        source: Source,
+        on_bad_sample: OnBadSample,
+        augmentation: Augmentation | None = None,
+        strong: StrongView | None = None,
+    ) -> Examples:
+        return SegmentationDataset(source, augmentation, strong, on_bad_sample)
+
+    def _loaders(self) -> Loaders:
+        return Loaders(self.seed, self._rank(), collate)
+
+    def _rank(self) -> Rank:
+        return Rank.of(self.trainer)
+
+    def _augmentation(self, steps: str | list[Step], option: str) -> Augmentation:
+        return Augmentation(steps, self.crop_size, self.scale, self.default_scale, option)
+
+    def teardown(self, stage: str) -> None:
+        """End the loader processes."""
+        while self._open:
+            self._open.pop()()
+
+
+def at_least(low: int, **options: int | None) -> None:
+    """Raise `DataError` for an option below its smallest value; None stands for a default."""
+    given = {name: value for name, value in options.items() if value is not None}
+    require_range(low, math.inf, error=DataError, **given)

@@ -1,0 +1,146 @@
+"""What one example holds, and what is wrong with its files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from datamodules.errors import DataError, some
+from datamodules.reading.files import is_turned, read_mask
+from datamodules.reading.mask_decoder import VOID
+from datamodules.reading.sources import Example, FileSource, Source, files
+
+
+class Finding(NamedTuple):
+    """Facts about one example, without its pixels."""
+
+    name: str
+    """Path of the image, or the id of an example that is no file."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the image in pixels; None where it cannot be read."""
+    digest: bytes | None = None
+    """Hash of size and pixels, equal for copies of an image; None where it cannot be read."""
+    counts: NDArray[np.int64] | None = None
+    """(256,) pixels per class id, 255 for void; None without a sound mask."""
+    defects: tuple[str, ...] = ()
+    """One sentence for everything that makes the example unusable."""
+    remarks: tuple[str, ...] = ()
+    """Kinds of oddities of a usable example: `deep`, `plain`, `void`, `turned`."""
+
+
+class Inspection(Dataset[Finding]):
+    """The findings about every example of a source.
+
+    Args:
+        source: The examples.
+        num_classes: Number of classes C; class ids of masks must be in [0, C - 1], or void.
+    """
+
+    def __init__(self, source: Source, num_classes: int) -> None:
+        self.source = source
+        self.num_classes = num_classes
+        self.files = files(source)
+        self.names = [str(path) for path in self.files] or source.ids
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Finding:
+        """Return the findings about an example; an error in its files is a defect."""
+        name = self.names[index]
+        try:
+            with _jpeg_complaints() as complaints:
+                example = self.source[index]
+            if complaints:
+                raise DataError(f"{name} is damaged: {complaints[0]}")
+        except Exception as error:
+            image, defects = _sound_image(self.source, index, error)
+            finding = Finding(name, defects=defects)
+            return finding if image is None else _with_image(finding, image)
+        finding = _with_image(Finding(name), example.image)
+        if self.files and _is_deep(self.files[index]):
+            finding = finding._replace(remarks=(*finding.remarks, "deep"))
+        if self.files and is_turned(self.files[index]):
+            finding = finding._replace(remarks=(*finding.remarks, "turned"))
+        return finding if example.mask is None else self._with_mask(finding, example, example.mask)
+
+    def _with_mask(self, finding: Finding, example: Example, mask: NDArray[np.uint8]) -> Finding:
+        """Add the counts of the mask's class ids, or the defect of the mask."""
+        if mask.shape != example.image.shape[:2]:
+            defect = f"{finding.name} is {example.image.shape[:2]} pixels, its mask {mask.shape}"
+            return finding._replace(defects=(defect,))
+        # (H, W) -> (256,)
+        counts = np.bincount(mask.ravel(), minlength=256)
+        if len(wrong := np.flatnonzero(counts[self.num_classes : VOID])):
+            ids = some([str(value + self.num_classes) for value in wrong])
+            expected = f"expected 0..{self.num_classes - 1}"
+            defect = f"the mask of {finding.name} holds {ids}, {expected}"
+            return finding._replace(defects=(defect,))
+        empty = ("void",) if counts[VOID] == mask.size else ()
+        return finding._replace(counts=counts, remarks=finding.remarks + empty)
+
+
+@contextlib.contextmanager
+def _jpeg_complaints() -> Iterator[list[str]]:
+    """Collect the lines that libjpeg prints where it replaces damaged data by grey."""
+    complaints: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            yield complaints
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines()
+            complaints += [line for line in lines if "Corrupt JPEG" in line]
+
+
+def _with_image(finding: Finding, image: NDArray[np.uint8]) -> Finding:
+    """Add size and digest of an image (H, W, 3), and whether it has a single colour."""
+    size = (image.shape[0], image.shape[1])
+    digest = sha256(repr(size).encode())
+    digest.update(image.tobytes())
+    # the first row alone rules most images out
+    plain = bool((image[0] == image[0, 0]).all()) and bool((image == image[0, 0]).all())
+    return finding._replace(
+        size=size, digest=digest.digest()[:16], remarks=("plain",) if plain else ()
+    )
+
+
+def _sound_image(
+    source: Source, index: int, error: Exception
+) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
+    """Return the image of a broken example if it can be read, and the defects of both files."""
+    known = isinstance(error, DataError)
+    defect = str(error) if known else f"{source.ids[index]}: {type(error).__name__}: {error}"
+    if not known or not isinstance(source, FileSource):
+        return None, (defect,)
+    try:
+        return source.without_labels()[index].image, (defect,)
+    except DataError:
+        pass  # the image is broken, so that its mask was not read yet
+    if source.masks is not None and source.decode is not None:
+        path = source.masks[source.ids[index]]
+        try:
+            source.decode(read_mask(path, source.decode.as_color), path)
+        except DataError as other:
+            return None, (defect, str(other))
+    return None, (defect,)
+
+
+def _is_deep(path: Path) -> bool:
+    """Tell whether an image file has more than 8 bits a channel."""
+    with Image.open(path) as image:
+        return image.mode.startswith("I") or image.mode == "F"
