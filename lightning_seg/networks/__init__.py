@@ -1,4 +1,7 @@
-"""Plain modules: networks that turn normalised images into logits, and opponents of these."""
+"""Networks: segmentation networks from normalised images to logits, and their opponents.
+
+All are plain `nn.Module`s, and nothing in this package imports Lightning.
+"""
 
 from lightning_seg.networks.deeplab_v2 import DeepLabV2
 from lightning_seg.networks.deeplab_v3 import DeepLabV3

@@ -1,4 +1,7 @@
-"""DeepLab v2 (2016, arXiv 1606.00915): parallel dilated classifiers whose logits are summed."""
+"""DeepLab v2: parallel dilated classifiers whose logits are summed.
+
+L.-C. Chen, G. Papandreou, I. Kokkinos, K. Murphy, A. L. Yuille: DeepLab (2016, arXiv 1606.00915).
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,24 @@ from lightning_seg.networks.encoder_head import EncoderHead, OnMap
 
 
 class DeepLabV2(EncoderHead):
-    """A dilated ResNet with the four-rate ASPP classifier ("ASPP-L").
+    """A dilated ResNet with an atrous spatial pyramid of four classifiers (ASPP-L).
 
-    The paper freezes batch norm and gives head weights 10 and head biases 20 times the learning
-    rate: `freeze_batch_norm: encoder`, `backbone_lr_factor: 0.1`, `head_bias_lr_factor: 2`.
+    The paper freezes batch norm and gives head weights 10 times and head biases 20 times the
+    learning rate of the encoder. The methods of this project have options for this:
+    `freeze_batch_norm: encoder`, `backbone_lr_factor: 0.1` and `head_bias_lr_factor: 2`.
 
     Args:
-        num_classes: Channels of the logits.
-        encoder: A timm ResNet name; see `TimmEncoder` for the further options.
-        output_stride: 8, 16 or 32.
-        rates: Dilation rates of the parallel classifiers.
-        uniform_dilation: Dilate the first block of a stage like the others, as DeepLab does.
-        encoder_options: Passed to `TimmEncoder`.
+        num_classes: Number of classes C, which is the number of channels of the logits.
+        encoder: Name of a timm ResNet; its further options are those of `TimmEncoder`.
+        output_stride: Input pixels per pixel of the deepest feature map: 8, 16 or 32. A smaller
+            stride gives finer logits for more memory and time.
+        rates: Dilation rates of the parallel classifiers, at least one.
+        uniform_dilation: Give the first block of a dilated stage the dilation rate of the stage, as
+            the authors do. False gives it the rate of the previous stage, as timm does.
+        encoder_options: Further keyword arguments of `TimmEncoder`.
+
+    Shape:
+        (B, 3, H, W) normalised images -> a dict with the logits `out`, (B, C, H, W).
     """
 
     def __init__(
@@ -48,15 +57,15 @@ class DeepLabV2(EncoderHead):
 
 
 class ASPPv2Head(nn.Module):
-    """3x3 classifiers at several dilation rates, summed; no normalisation, no activation.
+    """3x3 classifiers at several dilation rates, whose logits are summed.
 
     Args:
         in_channels: Channels of the feature map.
-        num_classes: Channels of the logits.
-        rates: Dilation rates.
+        num_classes: Number of classes C.
+        rates: Dilation rates of the classifiers, at least one.
 
     Shape:
-        (B, in_channels, H, W) -> (B, num_classes, H, W).
+        (B, in_channels, h, w) features -> (B, C, h, w) logits.
     """
 
     def __init__(
@@ -73,6 +82,13 @@ class ASPPv2Head(nn.Module):
             nn.init.zeros_(branch.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the sum of all branches' logits."""
+        """Return the sum of the logits of all classifiers.
+
+        Args:
+            features: (B, in_channels, h, w).
+
+        Returns:
+            (B, C, h, w) logits.
+        """
         logits: Tensor = reduce(add, (branch(features) for branch in self.branches))
         return logits

@@ -1,4 +1,8 @@
-"""DeepLab v3 (2017, arXiv 1706.05587): dilated convolutions and image-level features, fused."""
+"""DeepLab v3: dilated convolutions at several rates, and features of the whole image.
+
+L.-C. Chen, G. Papandreou, F. Schroff, H. Adam: Rethinking Atrous Convolution for Semantic Image
+Segmentation (2017, arXiv 1706.05587).
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,24 @@ from lightning_seg.networks.encoder_head import EncoderHead, OnMap, require_batc
 
 
 class DeepLabV3(EncoderHead):
-    """ASPP with image pooling on a dilated encoder (torchvision's head), and an auxiliary head.
+    """A dilated encoder with atrous spatial pyramid pooling (the head of torchvision).
+
+    The pyramid pools each image to one value per channel, so that training needs 2 or more images
+    per device while batch norm is in training mode.
 
     Args:
-        num_classes: Channels of the logits.
-        encoder: A timm name; see `TimmEncoder` for the further options.
-        output_stride: 8, 16 or 32.
-        rates: Three dilation rates; None takes (12, 24, 36), scaled to the output stride.
-        aux: Add the auxiliary head on the last map but one.
-        encoder_options: Passed to `TimmEncoder`.
+        num_classes: Number of classes C, which is the number of channels of the logits.
+        encoder: Name of a timm model; its further options are those of `TimmEncoder`.
+        output_stride: Input pixels per pixel of the deepest feature map: 8, 16 or 32. A smaller
+            stride gives finer logits for more memory and time.
+        rates: The three dilation rates of the pyramid; None takes 12, 24 and 36 at output stride 8
+            and scales them to other output strides.
+        aux: Add an auxiliary head on the last feature map but one; it runs in training mode only.
+        encoder_options: Further keyword arguments of `TimmEncoder`.
+
+    Shape:
+        (B, 3, H, W) normalised images -> a dict with the logits `out`, and in training mode the
+        auxiliary logits `aux` if there are any, all (B, C, H, W).
     """
 
     def __init__(
@@ -47,7 +60,10 @@ class DeepLabV3(EncoderHead):
 
 
 class _GuardedHead(DeepLabHead):  # type: ignore[misc]
+    """The head of torchvision, with an error for single images in training."""
+
     def forward(self, features: Tensor) -> Tensor:
+        """Return (B, C, h, w) logits of (B, channels, h, w) features."""
         require_batch(self[0].convs[-1], features)
         logits: Tensor = super().forward(features)
         return logits

@@ -1,4 +1,4 @@
-"""The assembler: an encoder, a head, perhaps an auxiliary head, logits at the input size."""
+"""The assembler: an encoder, a head and perhaps an auxiliary head give logits at the input size."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class EncoderHead(nn.Module):
     """A segmentation network made of an encoder and a head.
 
     Args:
-        encoder: Returns a list of feature maps, shallow to deep.
-        head: Takes that list and returns logits at any resolution, or a dict of them with the
+        encoder: Returns a list of feature maps, from shallow to deep.
+        head: Takes the list and returns logits at any resolution, or a dict of logits with the
             keys `out` and `aux`.
-        aux_head: Like `head`, for the auxiliary logits of deep supervision. It runs in training
-            mode only.
+        aux_head: Takes the list and returns the auxiliary logits of deep supervision. It runs in
+            training mode only. None adds no auxiliary head.
 
     Attributes:
-        mean: Per-channel mean that the input is expected to be normalised with, RGB in [0, 1].
-        std: Likewise the standard deviation.
+        mean: Mean of the R, G and B of the input, in [0, 1], that the encoder was trained with.
+        std: Standard deviation of the R, G and B of the input that the encoder was trained with.
 
     Shape:
-        (B, 3, H, W) float, normalised -> dict with `out` (B, C, H, W) logits, and in training
-        mode `aux` (B, C, H, W) where there is an auxiliary head. H and W are arbitrary:
-        logits are resized bilinearly (align_corners=False) to the input size.
+        (B, 3, H, W) float, normalised with `mean` and `std` -> a dict with the logits `out`, and
+        in training mode `aux` where the network has auxiliary logits, all (B, C, H, W). H and W
+        are arbitrary: logits are resized to the input bilinearly with `align_corners=False`.
     """
 
     def __init__(
@@ -42,10 +42,17 @@ class EncoderHead(nn.Module):
         self.mean, self.std = encoder.mean, encoder.std
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the logits at the image's size."""
+        """Return the logits at the size of the image.
+
+        Args:
+            image: (B, 3, H, W) float, normalised with `mean` and `std`.
+
+        Returns:
+            (B, C, H, W) logits `out`, and in training mode `aux` where the network has them.
+        """
         features = self.encoder(image)
-        found = self.head(features)
-        logits = dict(found) if isinstance(found, Mapping) else {"out": found}
+        outputs = self.head(features)
+        logits = dict(outputs) if isinstance(outputs, Mapping) else {"out": outputs}
         if self.aux_head is not None and self.training:
             logits["aux"] = self.aux_head(features)
         if not self.training:
@@ -55,11 +62,12 @@ class EncoderHead(nn.Module):
 
 
 class OnMap(nn.Module):
-    """Applies a module to one of the encoder's feature maps.
+    """A module on one of the feature maps of an encoder.
 
     Args:
         module: Takes a (B, C, H, W) tensor.
-        index: Position in the list of maps, shallow to deep; negative counts from the deepest.
+        index: Position of the feature map in the list, from shallow to deep; negative numbers
+            count from the deepest.
     """
 
     def __init__(self, module: nn.Module, index: int) -> None:
@@ -68,12 +76,24 @@ class OnMap(nn.Module):
         self.index = index
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Return what the module makes of the chosen map."""
+        """Return the output of the module for the chosen feature map.
+
+        Args:
+            features: Feature maps from shallow to deep.
+        """
         return cast(Tensor, self.module(features[self.index]))
 
 
 def resize(value: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (B, C, h, w) to (B, C, *size) by the project's one interpolation rule."""
+    """Resize feature maps or logits bilinearly with `align_corners=False`.
+
+    Args:
+        value: (B, C, h, w), any floating dtype.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        (B, C, *size); `value` itself where it has that size.
+    """
     size = tuple(size)
     if tuple(value.shape[-2:]) == size:
         return value
@@ -81,14 +101,15 @@ def resize(value: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def require_batch(image_level: nn.Module, features: Tensor) -> None:
-    """Stop a training step whose batch norm would see one value per channel.
+    """Raise an error before batch norm gets a single value per channel in training.
 
     Args:
-        image_level: The layers that work on globally pooled features.
-        features: (B, C, H, W), the map that is pooled.
+        image_level: The layers that take features pooled to one value per image and channel.
+        features: (B, C, H, W), the feature map that is pooled.
 
     Raises:
-        SetupError: One image on this device, and a batch norm among the layers is training.
+        SetupError: The batch on this device is a single image, and one of the layers is a
+            `BatchNorm2d` in training mode.
     """
     if features.shape[0] > 1:
         return
@@ -96,8 +117,7 @@ def require_batch(image_level: nn.Module, features: Tensor) -> None:
         if layer.training and type(layer) is nn.BatchNorm2d:
             raise SetupError(
                 "the network pools each image to one value per channel, which batch norm cannot "
-                "normalise over a single image: 2 or more images per device (options: "
-                "--data.batch_size and, for unlabelled ones, --data.unlabeled_batch_size), both "
-                "kinds at once (--model.joint_forward true), --trainer.sync_batchnorm true, or "
-                "--model.freeze_batch_norm all"
+                "normalise over a single image: it needs 2 or more images per device, "
+                "SyncBatchNorm over several devices, or batch norm in evaluation mode",
+                option=("data.batch_size", "trainer.sync_batchnorm true", "freeze_batch_norm all"),
             )

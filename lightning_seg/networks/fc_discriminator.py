@@ -1,4 +1,8 @@
-"""The fully convolutional discriminator of adversarial semi-supervised segmentation."""
+"""The fully convolutional discriminator of adversarial semi-supervised segmentation.
+
+W.-C. Hung, Y.-H. Tsai, Y.-T. Liou, Y.-Y. Lin, M.-H. Yang: Adversarial Learning for Semi-Supervised
+Semantic Segmentation (BMVC 2018, arXiv 1802.07934).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,22 @@ from torch import Tensor, nn
 from lightning_seg.errors import SetupError
 
 SMALLEST = 32
+"""The smallest side, in pixels, of a map that yields a logit."""
 
 
 class FCDiscriminator(nn.Module):
-    """Tells for every place of a class map whether it is a label's or a prediction's.
+    """A classifier of places of a class map: labels against predictions.
 
-    Five convolutions of 4x4 at stride 2, leaky ReLUs between them, no normalisation and no sigmoid:
-    one logit for every 32x32 pixels, each of which has seen 94x94. 2,783,169 parameters for 21
-    classes.
-
-    W.-C. Hung, Y.-H. Tsai, Y.-T. Liou, Y.-Y. Lin, M.-H. Yang: Adversarial Learning for
-    Semi-Supervised Semantic Segmentation (BMVC 2018, arXiv 1802.07934).
+    Five 4x4 convolutions of stride 2 with leaky ReLUs between them; there is no normalisation and
+    no sigmoid. Each logit stands for 32x32 pixels and has a receptive field of 94x94. With 21
+    classes the network has 2,783,169 parameters, as in the authors' code.
 
     Args:
         num_classes: Channels C of a class map.
-        width: Channels of the first convolution; each of the next three doubles them.
+        width: Channels of the first convolution, at least 1; each of the next three doubles them.
+
+    Shape:
+        (B, C, H, W) class probabilities or one-hot labels -> (B, 1, H // 32, W // 32) logits.
 
     Example:
         >>> import torch
@@ -42,15 +47,22 @@ class FCDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, stride=2, padding=1))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return (B, 1, H // 32, W // 32) logits, large for labels, of (B, C, H, W) maps.
+        """Return the logits, large where a map is taken for a label.
+
+        Args:
+            maps: (B, C, H, W) class probabilities or one-hot labels, at least 32x32 pixels.
+
+        Returns:
+            (B, 1, H // 32, W // 32) logits.
 
         Raises:
-            SetupError: Maps of less than 32 x 32 pixels.
+            SetupError: The maps have less than 32x32 pixels.
         """
         if min(maps.shape[-2:]) < SMALLEST:
             raise SetupError(
                 f"FCDiscriminator needs maps of at least {SMALLEST}x{SMALLEST} pixels, not "
-                f"{maps.shape[-2]}x{maps.shape[-1]} (option: --data.crop_size)"
+                f"{maps.shape[-2]}x{maps.shape[-1]}",
+                option="data.crop_size",
             )
         scores: Tensor = self.layers(maps)
         return scores

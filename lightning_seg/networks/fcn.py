@@ -1,4 +1,8 @@
-"""Fully convolutional networks (2015, arXiv 1411.4038): on a dilated ResNet, and FCN-8s on VGG."""
+"""Fully convolutional networks: on a dilated ResNet, and FCN-8s on VGG.
+
+J. Long, E. Shelhamer, T. Darrell: Fully Convolutional Networks for Semantic Segmentation (2015,
+arXiv 1411.4038).
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,19 @@ from lightning_seg.networks.encoder_head import EncoderHead, OnMap, resize
 
 
 class FCN(EncoderHead):
-    """One 3x3 convolution and a classifier on a dilated encoder, with an auxiliary head.
+    """A dilated encoder with one 3x3 convolution and a classifier (the head of torchvision).
 
     Args:
-        num_classes: Channels of the logits.
-        encoder: A timm name; see `TimmEncoder` for the further options.
-        output_stride: 8, 16 or 32.
-        aux: Add the auxiliary head on the last map but one.
-        encoder_options: Passed to `TimmEncoder`.
+        num_classes: Number of classes C, which is the number of channels of the logits.
+        encoder: Name of a timm model; its further options are those of `TimmEncoder`.
+        output_stride: Input pixels per pixel of the deepest feature map: 8, 16 or 32. A smaller
+            stride gives finer logits for more memory and time.
+        aux: Add an auxiliary head on the last feature map but one; it runs in training mode only.
+        encoder_options: Further keyword arguments of `TimmEncoder`.
+
+    Shape:
+        (B, 3, H, W) normalised images -> a dict with the logits `out`, and in training mode the
+        auxiliary logits `aux` if there are any, all (B, C, H, W).
     """
 
     def __init__(
@@ -43,15 +52,19 @@ class FCN(EncoderHead):
 
 
 class FCN8s(EncoderHead):
-    """FCN-8s: two fully connected layers as convolutions, and skips from strides 16 and 8.
+    """FCN-8s: VGG with convolved fully connected layers, and skips from strides 16 and 8.
 
-    Padding keeps the maps aligned where the original pads its input by 100 pixels and crops.
+    Difference from the authors' network: convolutions are padded so that all feature maps are
+    aligned. The authors pad the input by 100 pixels and crop.
 
     Args:
-        num_classes: Channels of the logits.
-        encoder: A timm VGG name; see `TimmEncoder` for the further options.
-        hidden: Width of the two convolved fully connected layers.
-        encoder_options: Passed to `TimmEncoder`.
+        num_classes: Number of classes C, which is the number of channels of the logits.
+        encoder: Name of a timm VGG; its further options are those of `TimmEncoder`.
+        hidden: Channels of the two convolved fully connected layers, at least 1.
+        encoder_options: Further keyword arguments of `TimmEncoder`.
+
+    Shape:
+        (B, 3, H, W) normalised images -> a dict with the logits `out`, (B, C, H, W).
     """
 
     def __init__(
@@ -61,21 +74,21 @@ class FCN8s(EncoderHead):
         hidden: int = 4096,
         **encoder_options: Any,
     ) -> None:
-        # timm's maps lie before each max-pool, but for the last, which lies behind the fifth
+        # timm returns the maps before each max-pooling, and last the map after the fifth.
         trunk = TimmEncoder(encoder, out_indices=(-4, -3, -1), **encoder_options)
         super().__init__(trunk, FCN8sHead(trunk.channels, num_classes, hidden))
 
 
 class FCN8sHead(nn.Module):
-    """Scores pool5, pool4 and pool3 and adds them up, coarse to fine.
+    """Classifiers on pool5, pool4 and pool3, whose logits are added from coarse to fine.
 
     Args:
-        in_channels: Channels of the maps before pool3, before pool4 and behind pool5.
-        num_classes: Channels of the logits.
-        hidden: Width of fc6 and fc7.
+        in_channels: Channels of three feature maps: before pool3, before pool4 and after pool5.
+        num_classes: Number of classes C.
+        hidden: Channels of the convolved layers fc6 and fc7, at least 1.
 
     Shape:
-        Three maps at strides 4, 8 and 32 -> (B, num_classes, H / 8, W / 8).
+        Three feature maps at strides 4, 8 and 32 -> (B, C, H / 8, W / 8) logits.
     """
 
     def __init__(self, in_channels: list[int], num_classes: int, hidden: int = 4096) -> None:
@@ -97,7 +110,14 @@ class FCN8sHead(nn.Module):
             nn.init.zeros_(score.bias)  # type: ignore[arg-type]
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Return logits at stride 8."""
+        """Return logits at stride 8.
+
+        Args:
+            features: Feature maps at strides 4, 8 and 32.
+
+        Returns:
+            (B, C, H / 8, W / 8) logits.
+        """
         stride4, stride8, pool5 = features
         pool3 = F.max_pool2d(stride4, 2, ceil_mode=True)
         pool4 = F.max_pool2d(stride8, 2, ceil_mode=True)

@@ -1,4 +1,9 @@
-"""HRNetV2 (2019, arXiv 1908.07919) with object-contextual representations (arXiv 1909.11065)."""
+"""HRNetV2 with object-contextual representations (OCR).
+
+J. Wang et al.: Deep High-Resolution Representation Learning for Visual Recognition (2019, arXiv
+1908.07919). Y. Yuan, X. Chen, J. Wang: Object-Contextual Representations for Semantic Segmentation
+(2019, arXiv 1909.11065).
+"""
 
 from __future__ import annotations
 
@@ -13,15 +18,22 @@ from lightning_seg.networks.encoder_head import EncoderHead, require_batch, resi
 
 
 class HRNetOCR(EncoderHead):
-    """All four HRNet branches at stride 4, each pixel enriched by the classes it belongs to.
+    """HRNet whose pixel features are enriched by the features of the objects they resemble.
+
+    All feature maps of the encoder are resized to the shallowest and concatenated, at stride 4 for
+    an HRNet. A network for a single class needs 2 or more images per device in training.
 
     Args:
-        num_classes: Channels of the logits.
-        encoder: A timm HRNet name (any encoder with several maps works); see `TimmEncoder` for
-            the further options.
-        hidden: Width of the pixel representation.
-        key_channels: Width of queries, keys and values.
-        encoder_options: Passed to `TimmEncoder`.
+        num_classes: Number of classes C, which is the number of channels of the logits.
+        encoder: Name of a timm HRNet, or of any timm model with several feature maps; its further
+            options are those of `TimmEncoder`.
+        hidden: Channels of the pixel features, at least 1.
+        key_channels: Channels of queries, keys and values, at least 1.
+        encoder_options: Further keyword arguments of `TimmEncoder`.
+
+    Shape:
+        (B, 3, H, W) normalised images -> a dict with the logits `out`, and in training mode the
+        auxiliary logits `aux` if there are any, all (B, C, H, W).
     """
 
     def __init__(
@@ -36,8 +48,16 @@ class HRNetOCR(EncoderHead):
         super().__init__(trunk, OCRHead(sum(trunk.channels), num_classes, hidden, key_channels))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the logits at the image's size."""
-        # HRNet adds maps of neighbouring strides, which agree for multiples of its deepest only
+        """Return the logits at the size of the image.
+
+        Args:
+            image: (B, 3, H, W) float, normalised with `mean` and `std`.
+
+        Returns:
+            (B, C, H, W) logits `out`, and in training mode `aux`.
+        """
+        # HRNet adds maps of neighbouring strides. Their sizes agree only where the size of the
+        # image is a multiple of the deepest stride, so the image is padded and the logits cropped.
         height, width = image.shape[-2:]
         stride = max(self.encoder.reductions)
         border = (0, -width % stride, 0, -height % stride)
@@ -47,17 +67,17 @@ class HRNetOCR(EncoderHead):
 
 
 class OCRHead(nn.Module):
-    """Soft object regions -> one descriptor per class -> attention of every pixel to them.
+    """Soft object regions, one descriptor per class, and attention of every pixel to them.
 
     Args:
-        in_channels: Sum of the channels of all maps.
-        num_classes: Channels of the logits.
-        hidden: Width of the pixel representation.
-        key_channels: Width of queries, keys and values.
+        in_channels: Sum of the channels of all feature maps.
+        num_classes: Number of classes C, and of object regions.
+        hidden: Channels of the pixel features, at least 1.
+        key_channels: Channels of queries, keys and values, at least 1.
 
     Shape:
-        Maps shallow to deep, joined at the shallowest's resolution (h, w) -> dict with `out`
-        and `aux`, both (B, num_classes, h, w). `aux` scores the object regions.
+        Feature maps from shallow to deep, resized to the shallowest of (h, w) -> a dict with the
+        logits `out` and the scores of the object regions `aux`, both (B, C, h, w).
     """
 
     def __init__(
@@ -80,44 +100,51 @@ class OCRHead(nn.Module):
         self.classifier = nn.Conv2d(hidden, num_classes, 1)
 
     def forward(self, features: list[Tensor]) -> dict[str, Tensor]:
-        """Return the logits and the region scores."""
+        """Return the logits and the scores of the object regions.
+
+        Args:
+            features: Feature maps from shallow to deep.
+
+        Returns:
+            `out` and `aux`, both (B, C, h, w).
+        """
         size = features[0].shape[-2:]
         joined = torch.cat([resize(each, size) for each in features], dim=1)
-        regions = self.regions(joined)
-        pixels = self.pixels(joined)
-        objects = gather_objects(pixels, regions)
-        if objects.shape[2] == 1:  # a single class: the batch norm sees one value per image
+        regions = self.regions(joined)  # (B, C, h, w)
+        pixels = self.pixels(joined)  # (B, hidden, h, w)
+        objects = gather_objects(pixels, regions)  # (B, hidden, C, 1)
+        if objects.shape[2] == 1:  # with a single class, batch norm gets one value per image
             require_batch(self.key, objects)
         context = self.up(attend(self.query(pixels), self.key(objects), self.value(objects)))
         return {"out": self.classifier(self.fuse(torch.cat([context, pixels], 1))), "aux": regions}
 
 
 def gather_objects(pixels: Tensor, regions: Tensor) -> Tensor:
-    """Average the pixels of each soft region: f_k = sum_i softmax_i(regions_k)_i * pixels_i.
+    """Average the pixel features of each soft region: f_k = sum_i softmax_i(regions_k)_i pixels_i.
 
-    In float32 whatever comes in: a softmax over tens of thousands of positions underflows in
-    half precision.
+    The softmax runs in float32, because over tens of thousands of positions it underflows in half
+    precision.
 
     Args:
-        pixels: (B, D, H, W) pixel representations.
+        pixels: (B, D, H, W) pixel features, any floating dtype.
         regions: (B, K, H, W) scores of K regions.
 
     Returns:
-        (B, D, K, 1) in the dtype of `pixels`.
+        (B, D, K, 1) features of the regions, in the dtype of `pixels`.
     """
     with torch.autocast(pixels.device.type, enabled=False):
-        weights = regions.float().flatten(2).softmax(dim=2)
+        weights = regions.float().flatten(2).softmax(dim=2)  # (B, K, H W)
         objects = torch.einsum("bkn,bdn->bdk", weights, pixels.float().flatten(2))
     return objects.unsqueeze(-1).to(pixels.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Give every pixel the values of the objects it resembles, softmax(q k / sqrt(D)) v.
+    """Return for every pixel the values of the objects it resembles: softmax(q k / sqrt(D)) v.
 
     Args:
-        query: (B, D, H, W).
-        key: (B, D, K, 1).
-        value: (B, E, K, 1).
+        query: (B, D, H, W) queries of the pixels.
+        key: (B, D, K, 1) keys of K objects.
+        value: (B, E, K, 1) values of the objects.
 
     Returns:
         (B, E, H, W).
@@ -128,6 +155,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int = 1) -> list[nn.Module]:
+    """Return a convolution without bias, batch norm and ReLU."""
     return [
         nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(out_channels),

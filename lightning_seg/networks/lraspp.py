@@ -1,4 +1,7 @@
-"""LR-ASPP: the light head of "Searching for MobileNetV3" (2019, arXiv 1905.02244)."""
+"""LR-ASPP, a light head for mobile encoders.
+
+A. Howard et al.: Searching for MobileNetV3 (2019, arXiv 1905.02244).
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ from lightning_seg.networks.encoder_head import EncoderHead
 
 
 class LRASPP(EncoderHead):
-    """Lite reduced atrous spatial pyramid pooling on a mobile encoder.
+    """A mobile encoder with lite reduced atrous spatial pyramid pooling (the head of torchvision).
 
     Args:
-        num_classes: Channels of the logits.
-        encoder: A timm name; see `TimmEncoder` for the further options.
-        output_stride: 8, 16 or 32.
-        inter_channels: Width of the head.
-        encoder_options: Passed to `TimmEncoder`.
+        num_classes: Number of classes C, which is the number of channels of the logits.
+        encoder: Name of a timm model; its further options are those of `TimmEncoder`.
+        output_stride: Input pixels per pixel of the deepest feature map: 8, 16 or 32. A smaller
+            stride gives finer logits for more memory and time.
+        inter_channels: Channels of the head, at least 1.
+        encoder_options: Further keyword arguments of `TimmEncoder`.
+
+    Shape:
+        (B, 3, H, W) normalised images -> a dict with the logits `out`, (B, C, H, W).
     """
 
     def __init__(
@@ -38,7 +45,10 @@ class LRASPP(EncoderHead):
 
 
 class _LowHigh(LRASPPHead):  # type: ignore[misc]
+    """The head of torchvision on a list of two feature maps instead of a dict."""
+
     def forward(self, features: list[Tensor]) -> Tensor:
+        """Return logits at the resolution of the shallower map."""
         low, high = features
         logits: Tensor = super().forward({"low": low, "high": high})
         return logits

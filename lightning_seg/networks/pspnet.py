@@ -1,4 +1,7 @@
-"""PSPNet (2017, arXiv 1612.01105): the scene at several grid sizes beside the features."""
+"""PSPNet: features pooled to grids of several sizes, concatenated with the features themselves.
+
+H. Zhao, J. Shi, X. Qi, X. Wang, J. Jia: Pyramid Scene Parsing Network (2017, arXiv 1612.01105).
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,24 @@ from lightning_seg.networks.encoder_head import EncoderHead, OnMap, require_batc
 
 
 class PSPNet(EncoderHead):
-    """Pyramid pooling on a dilated encoder, with an auxiliary head.
+    """A dilated encoder with pyramid pooling.
+
+    A grid of 1x1 pools each image to one value per channel, so that training needs 2 or more images
+    per device while batch norm is in training mode.
 
     Args:
-        num_classes: Channels of the logits.
-        encoder: A timm name; see `TimmEncoder` for the further options.
-        output_stride: 8, 16 or 32.
-        bins: Side lengths of the pooled grids.
-        aux: Add the auxiliary head on the last map but one.
-        encoder_options: Passed to `TimmEncoder`. The authors' dilation is
-            `uniform_dilation: true`.
+        num_classes: Number of classes C, which is the number of channels of the logits.
+        encoder: Name of a timm model; its further options are those of `TimmEncoder`.
+        output_stride: Input pixels per pixel of the deepest feature map: 8, 16 or 32. A smaller
+            stride gives finer logits for more memory and time.
+        bins: Sides of the grids that features are pooled to, at least one.
+        aux: Add an auxiliary head on the last feature map but one; it runs in training mode only.
+        encoder_options: Further keyword arguments of `TimmEncoder`. `uniform_dilation: true` gives
+            the dilation of the authors.
+
+    Shape:
+        (B, 3, H, W) normalised images -> a dict with the logits `out`, and in training mode the
+        auxiliary logits `aux` if there are any, all (B, C, H, W).
     """
 
     def __init__(
@@ -46,16 +57,16 @@ class PSPNet(EncoderHead):
 
 
 class PSPHead(nn.Module):
-    """Pools the map to several grids, brings each back to size and classifies them all together.
+    """Features pooled to several grids, resized to the feature map, and classified together.
 
     Args:
         in_channels: Channels of the feature map.
-        num_classes: Channels of the logits.
-        bins: Side lengths of the pooled grids; each gets in_channels / len(bins) channels.
-        hidden: Width of the fusing 3x3 convolution.
+        num_classes: Number of classes C.
+        bins: Sides of the grids; each pooled map has in_channels // len(bins) channels.
+        hidden: Channels of the 3x3 convolution before the classifier, at least 1.
 
     Shape:
-        (B, in_channels, H, W) -> (B, num_classes, H, W).
+        (B, in_channels, h, w) features -> (B, C, h, w) logits.
     """
 
     def __init__(
@@ -80,7 +91,14 @@ class PSPHead(nn.Module):
         self._sides = tuple(bins)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits at the map's resolution."""
+        """Return logits at the resolution of the feature map.
+
+        Args:
+            features: (B, in_channels, h, w).
+
+        Returns:
+            (B, C, h, w) logits.
+        """
         if 1 in self._sides:
             require_batch(self.bins, features)
         size = features.shape[-2:]
@@ -90,6 +108,7 @@ class PSPHead(nn.Module):
 
 
 def _classifier(in_channels: int, hidden: int, num_classes: int) -> nn.Sequential:
+    """Return a 3x3 convolution with batch norm, ReLU and dropout, and a 1x1 classifier."""
     return nn.Sequential(
         nn.Conv2d(in_channels, hidden, 3, padding=1, bias=False),
         nn.BatchNorm2d(hidden),

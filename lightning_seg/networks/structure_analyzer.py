@@ -1,4 +1,8 @@
-"""The structure analyzer of adversarial structure matching."""
+"""The structure analyzer of adversarial structure matching.
+
+J.-J. Hwang, T.-W. Ke, J. Shi, S. Yu: Adversarial Structure Matching for Structured Prediction Tasks
+(CVPR 2019, arXiv 1805.07457).
+"""
 
 from __future__ import annotations
 
@@ -13,23 +17,23 @@ from lightning_seg.errors import SetupError
 
 
 class StructureAnalyzer(nn.Module):
-    """A U-Net that looks at structured maps, never at images, and reconstructs the map it is shown.
+    """A U-Net on structured maps: it returns features of a map, and reconstructs the map.
 
-    The encoder halves the resolution in every block with one convolution of 3x3 at stride 2,
-    without normalisation; what its convolutions yield before the ReLU is the feature of a tap. The
-    decoder of convolutions, bilinear upsampling and concatenated encoder outputs is the
-    regularizer that keeps the features fit to describe a map. 990,629 parameters for 21 channels.
-
-    J.-J. Hwang, T.-W. Ke, J. Shi, S. Yu: Adversarial Structure Matching for Structured Prediction
-    Tasks (CVPR 2019, arXiv 1805.07457); widths and initialisation are those of the authors' code.
+    A structured map holds classes, depths or normals; the analyzer never gets an image. Each block
+    of the encoder is one 3x3 convolution of stride 2 without normalisation; the feature of a tap is
+    the output of the convolution before the ReLU. The decoder consists of 3x3 convolutions,
+    bilinear upsampling and concatenated encoder outputs. Training it to reconstruct the true map
+    keeps the features descriptive of maps. Channels and initialisation are those of the authors'
+    code, 990,629 parameters for 21 channels.
 
     Args:
         channels: Channels of a map: C for classes, 1 for depth, 3 for normals.
-        taps: Encoder blocks whose features are compared, counted from 1.
-        widths: Channels of the encoder blocks.
+        taps: Encoder blocks whose features are compared: rising numbers from 1 to the number of
+            blocks.
+        widths: Channels of the encoder blocks, one number per block.
 
     Raises:
-        SetupError: Taps that are no blocks.
+        SetupError: `taps` are not rising numbers of encoder blocks.
 
     Example:
         >>> analyzer = StructureAnalyzer(21)
@@ -53,8 +57,8 @@ class StructureAnalyzer(nn.Module):
             or not 1 <= taps[0] <= taps[-1] <= len(widths)
         ):
             raise SetupError(
-                f"taps must be rising numbers of blocks, 1 to {len(widths)}, not {list(taps)} "
-                "(option: --model.analyzer.taps)"
+                f"taps must be rising numbers of blocks, 1 to {len(widths)}, not {list(taps)}",
+                option="taps",
             )
         self.taps = tuple(taps)
         inputs = [channels, *widths[:-1]]
@@ -72,28 +76,36 @@ class StructureAnalyzer(nn.Module):
         self.apply(_glorot)
 
     def forward(self, maps: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the taps' features and the reconstruction of maps.
+        """Return the features of the taps, and the reconstruction.
 
         Args:
             maps: (B, channels, H, W).
 
         Returns:
-            One (B, width, ceil(H / 2^block), ceil(W / 2^block)) tensor per tap, and
-            (B, channels, H, W) logits or values.
+            One (B, width, ceil(H / 2^block), ceil(W / 2^block)) tensor per tap, and the
+            (B, channels, H, W) reconstruction: logits of classes, or values.
         """
         blocks = self._encode(maps, len(self.encoder))
-        below = F.relu(blocks[-1])
+        decoded = F.relu(blocks[-1])
         for convolution, skip in zip(self.decoder, reversed(blocks[:-1]), strict=True):
-            below = _resize(F.relu(convolution(below)), skip)
-            below = torch.cat([below, F.relu(skip)], dim=1)
-        return self._tapped(blocks), _resize(self.head(below), maps)
+            # (B, *, h, w) -> (B, width, 2 h, 2 w) -> (B, 2 width, 2 h, 2 w)
+            decoded = _resize(F.relu(convolution(decoded)), skip)
+            decoded = torch.cat([decoded, F.relu(skip)], dim=1)
+        return self._tapped(blocks), _resize(self.head(decoded), maps)
 
     def features(self, maps: Tensor) -> list[Tensor]:
-        """Return the taps' features of (B, channels, H, W) maps; nothing deeper is computed."""
+        """Return the features of the taps only; deeper blocks and the decoder do not run.
+
+        Args:
+            maps: (B, channels, H, W).
+
+        Returns:
+            One (B, width, ceil(H / 2^block), ceil(W / 2^block)) tensor per tap.
+        """
         return self._tapped(self._encode(maps, self.taps[-1]))
 
     def valid(self, valid: Tensor) -> list[Tensor]:
-        """Return which places of the taps' features have seen valid pixels only.
+        """Return the places of the taps' features that depend on valid pixels only.
 
         Args:
             valid: (B, H, W) bool, False where a map is void.
@@ -101,6 +113,8 @@ class StructureAnalyzer(nn.Module):
         Returns:
             One (B, h, w) bool tensor per tap.
         """
+        # A place is void if any pixel under the 3x3 kernels up to it is: (B, 1, H, W), halved
+        # with every block.
         void = (~valid)[:, None].float()
         levels = []
         for _ in range(self.taps[-1]):
@@ -109,21 +123,24 @@ class StructureAnalyzer(nn.Module):
         return self._tapped(levels)
 
     def _encode(self, maps: Tensor, depth: int) -> list[Tensor]:
-        found: list[Tensor] = []
+        """Return the outputs of the first blocks before their ReLUs."""
+        blocks: list[Tensor] = []
         for convolution in self.encoder[:depth]:
-            found.append(convolution(F.relu(found[-1]) if found else maps))
-        return found
+            blocks.append(convolution(F.relu(blocks[-1]) if blocks else maps))
+        return blocks
 
     def _tapped(self, blocks: list[Tensor]) -> list[Tensor]:
+        """Return the outputs of the blocks that are taps."""
         return [blocks[tap - 1] for tap in self.taps]
 
 
 def _resize(maps: Tensor, like: Tensor) -> Tensor:
+    """Resize maps bilinearly to the height and width of another tensor."""
     return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _glorot(module: nn.Module) -> None:
-    """Draw kernels and biases as TensorFlow 1 does by default: Glorot's uniform for both."""
+    """Draw kernels and biases from Glorot's uniform distribution, the default of TensorFlow 1."""
     if isinstance(module, nn.Conv2d):
         nn.init.xavier_uniform_(module.weight)
         assert module.bias is not None
