@@ -1,4 +1,7 @@
-"""Class ids as colours, and a dataset at a glance: a chart of its classes, a sheet of examples."""
+"""Pictures of class ids: colour tables, overlays, charts, scatter plots and contact sheets.
+
+Images are RGB arrays of (H, W, 3) uint8. Class ids are (H, W) uint8 arrays with 255 for void.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,27 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Picture = tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]
-"""An id, an (H, W, 3) RGB image, and its (H, W) class ids or None."""
+"""An id, an (H, W, 3) RGB image, and its (H, W) class ids, or None for an image without labels."""
 
 
 def color_table(
     num_classes: int, palette: Sequence[Sequence[int]] | None = None
 ) -> NDArray[np.uint8]:
-    """Return 256 RGB rows: the palette, or PASCAL VOC's colours, and white for void (255).
+    """Return the RGB colours of all class ids.
 
-    VOC spreads the bits of the class id over the high bits of red, green and blue.
+    Without a palette the colours are those of PASCAL VOC, which spreads the bits of the class id
+    over the high bits of red, green and blue. Void (255) is white.
 
-    >>> color_table(3)[[1, 2, 255]].tolist()
-    [[128, 0, 0], [0, 128, 0], [255, 255, 255]]
+    Args:
+        num_classes: Number of classes, 1 to 255.
+        palette: One RGB colour in 0..255 per class; None takes the colours of PASCAL VOC.
+
+    Returns:
+        (256, 3) uint8; the rows of other ids than classes and void are black.
+
+    Example:
+        >>> color_table(3)[[1, 2, 255]].tolist()
+        [[128, 0, 0], [0, 128, 0], [255, 255, 255]]
     """
     table = np.zeros((256, 3), np.uint8)
     if palette is not None:
@@ -44,13 +56,13 @@ def overlay(
     table: NDArray[np.uint8],
     opacity: float = 0.5,
 ) -> NDArray[np.uint8]:
-    """Blend class colours over an image.
+    """Blend the colours of classes over an image; void pixels keep the image.
 
     Args:
         image: (H, W, 3) RGB.
-        labels: (H, W) class ids; void leaves the image as it is.
-        table: (256, 3) colours, see `color_table`.
-        opacity: Share of the colour, in [0, 1].
+        labels: (H, W) class ids, 255 for void.
+        table: (256, 3) colours from `color_table`.
+        opacity: Share of the class colours, in [0, 1].
 
     Returns:
         (H, W, 3) RGB.
@@ -65,24 +77,25 @@ def share_chart(
     shares: Mapping[str, NDArray[np.float64]],
     table: NDArray[np.uint8],
 ) -> None:
-    """Draw the classes' shares of the pixels, the largest first, as a PNG.
+    """Draw the shares of the pixels of all classes as a bar chart, the largest first.
 
-    The first split gets bars in the classes' colours, the others a mark each. The axis is
-    logarithmic where shares lie more than a factor of 100 apart.
+    The first split gets bars in the colours of the classes, each further split one kind of marker.
+    The axis is logarithmic where shares differ by more than a factor of 100.
 
     Args:
-        path: Where the picture goes.
-        class_names: One per class.
-        shares: For each split (C,) numbers in [0, 1]; classes that are absent have 0.
-        table: (256, 3) colours, see `color_table`.
+        path: The PNG file to write.
+        class_names: One name per class.
+        shares: (C,) shares in [0, 1] by the name of the split; 0 for absent classes.
+        table: (256, 3) colours from `color_table`.
     """
-    from matplotlib.figure import Figure  # only to draw; not pyplot, which has global state
+    # Imported here, because it takes long. Unlike pyplot, Figure has no global state.
+    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     values = {name: 100 * np.asarray(each) for name, each in shares.items()}
     first, *others = values
     order = np.argsort(-values[first], kind="stable")
-    panels = -(-len(order) // 60)
+    panels = -(-len(order) // 60)  # side by side, of at most 60 classes each
     rows = -(-len(order) // panels)
     positive = np.concatenate([each[each > 0] for each in values.values()])
     low, high = (positive.min(), positive.max()) if len(positive) else (1, 1)
@@ -95,13 +108,13 @@ def share_chart(
         chosen = order[panel * rows : (panel + 1) * rows]
         places = np.arange(len(chosen))
         bars = values[first][chosen]
-        # the outline, because white classes would vanish
+        # An outline keeps white classes visible.
         axes.barh(places, bars, 0.72, color=table[chosen] / 255, edgecolor="0.35", linewidth=0.5)
         marks = [
             axes.plot(values[name][chosen], places, mark, color="k", mfc="w", ms=4.5, label=name)[0]
             for name, mark in zip(others, "o^sD", strict=False)
         ]
-        # the limits first: the scale would look for some in a panel of absent classes
+        # The limits are set before the scale, which finds none in a panel of absent classes.
         axes.set(xlim=limits, xscale="log" if logarithmic else "linear", ylim=(rows - 0.4, -0.6))
         axes.set_yticks(places, [class_names[index] for index in chosen], parse_math=False)
         axes.tick_params(axis="y", length=0, labelsize=9)
@@ -111,9 +124,9 @@ def share_chart(
         axes.grid(axis="x", color="0.88")
         axes.spines[["top", "right"]].set_visible(False)
         for place, share in zip(places, bars, strict=True):
-            said = f"{share:.3g}" if share > 0 else "absent"
-            at = axes.get_yaxis_transform()  # beside the frame, at the bar's height
-            axes.text(1.01, place, said, transform=at, va="center", fontsize=8, color="0.25")
+            number = f"{share:.3g}" if share > 0 else "absent"
+            beside = axes.get_yaxis_transform()  # x relative to the frame, y in bars
+            axes.text(1.01, place, number, transform=beside, va="center", fontsize=8, color="0.25")
     if others:
         handles = [
             Patch(facecolor="0.7", edgecolor="0.35", label=f"{first} (bars, numbers)"),
@@ -121,7 +134,7 @@ def share_chart(
         ]
         figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font has not
+        warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font lacks
         figure.savefig(path, format="png")
 
 
@@ -132,19 +145,20 @@ def scatter_plot(
     table: NDArray[np.uint8],
     title: str = "",
 ) -> NDArray[np.uint8]:
-    """Draw points in the colours of their classes.
+    """Draw points in the colours of their classes, with a legend beside them.
 
     Args:
-        points: (N, 2).
+        points: (N, 2) coordinates.
         labels: (N,) class ids.
-        class_names: One per class.
-        table: (256, 3) colours, see `color_table`.
-        title: Stands above.
+        class_names: One name per class.
+        table: (256, 3) colours from `color_table`.
+        title: The title above the plot.
 
     Returns:
-        An RGB picture (H, W, 3) with the classes that are there beside the points.
+        (H, W, 3) RGB. The legend lists the classes that have points, with their numbers of points.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # only to draw
+    # Imported here, because it takes long.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), dpi=100, layout="constrained")
@@ -152,8 +166,8 @@ def scatter_plot(
     axes = figure.subplots()
     for label in np.unique(labels):
         chosen = points[labels == label]
-        name = f"{_shown(class_names, label)} ({len(chosen)})"
-        # the outline, because white classes would vanish
+        name = f"{_legend_name(class_names, label)} ({len(chosen)})"
+        # An outline keeps white classes visible.
         x, y = chosen.T
         axes.scatter(
             x, y, s=18, color=table[label] / 255, edgecolor="0.35", linewidth=0.4, label=name
@@ -165,28 +179,32 @@ def scatter_plot(
     columns = 1 + len(np.unique(labels)) // 28
     figure.legend(loc="outside right upper", frameon=False, fontsize=8, ncols=columns)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font has not
+        warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font lacks
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _shown(class_names: Sequence[str], label: int) -> str:
-    """Return a class's name as matplotlib prints it as it is: no mathematics, no hidden entry."""
+def _legend_name(class_names: Sequence[str], label: int) -> str:
+    """Return the name of a class as matplotlib prints it unchanged.
+
+    `$` would begin a formula, and entries with a leading `_` are left out of legends.
+    """
     return class_names[label].replace("$", r"\$").lstrip("_")
 
 
 def rows_of_pictures(
     rows: Sequence[Sequence[Tensor]], headings: Sequence[str], width: int = 320
 ) -> NDArray[np.uint8]:
-    """Lay out pictures in columns under headings.
+    """Lay out pictures in columns with a heading above each column.
 
     Args:
-        rows: Each a list of (3, H, W) RGB pictures in [0, 1] of one size, as many as headings.
-        headings: One per column.
-        width: Of a column in pixels.
+        rows: Rows of (3, H, W) RGB pictures in [0, 1], one picture per heading; the pictures of a
+            row have one size.
+        headings: One heading per column.
+        width: Width of a column in pixels.
 
     Returns:
-        An RGB picture (H, W, 3).
+        (H, W, 3) RGB.
     """
     gap = 6
     drawn = []
@@ -207,7 +225,7 @@ def rows_of_pictures(
 
 
 def _resized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Return a (3, H, W) picture in [0, 1] at a size of width and height."""
+    """Resize a (3, H, W) RGB picture in [0, 1] to (width, height)."""
     values = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     smooth = Image.Resampling.BICUBIC if size[0] > values.shape[1] else Image.Resampling.LANCZOS
     return Image.fromarray(values).resize(size, smooth)
@@ -219,21 +237,22 @@ def contact_sheet(
     table: NDArray[np.uint8],
     columns: int = 4,
 ) -> Image.Image:
-    """Lay out images beside their overlays, under a heading for each group; below, the colours.
+    """Lay out images beside their overlays, grouped under headings, with a legend at the bottom.
 
     Args:
-        groups: Pictures by heading; at least one picture.
-        class_names: One per class.
-        table: (256, 3) colours, see `color_table`.
-        columns: Pictures in a row.
+        groups: Pictures by heading; at least one picture in all.
+        class_names: One name per class.
+        table: (256, 3) colours from `color_table`.
+        columns: Number of pictures in a row, at least 1.
 
     Returns:
-        An RGB picture, 1800 pixels wide with four columns.
+        An RGB picture, 1796 pixels wide with four columns.
     """
     shown = [picture for pictures in groups.values() for picture in pictures]
-    shape = np.median([image.shape[0] / image.shape[1] for _, image, _ in shown])
+    # The cells have the median aspect ratio of the images, within limits.
+    aspect = np.median([image.shape[0] / image.shape[1] for _, image, _ in shown])
     width, gap = 216, 12
-    height = round(width * float(np.clip(shape, 0.4, 1.6)))
+    height = round(width * float(np.clip(aspect, 0.4, 1.6)))
     step_x, step_y = 2 * width + 2 + gap, height + 18 + gap
     font, bold = _font("DejaVuSans.ttf", 12), _font("DejaVuSans-Bold.ttf", 15)
     legend = _legend(shown, class_names)
@@ -266,7 +285,17 @@ def contact_sheet(
 def _legend(
     shown: Sequence[Picture], class_names: Sequence[str], at_most: int = 80
 ) -> list[tuple[int | None, str]]:
-    """Return ids and names of all classes, or of the most frequent where there are many."""
+    """Return the entries of the legend: all classes, or the most frequent ones of many.
+
+    Args:
+        shown: The pictures of the sheet.
+        class_names: One name per class.
+        at_most: Largest number of classes in the legend.
+
+    Returns:
+        Pairs of class id and name. Entries without a colour have None for an id; there is none at
+        all where no picture has labels.
+    """
     counts = np.zeros(256, np.int64)
     for _, _, labels in shown:
         if labels is not None:
@@ -286,7 +315,7 @@ def _legend(
 
 
 def _fit(picture: NDArray[np.uint8], box: tuple[int, int]) -> Image.Image:
-    """Scale a picture into a box of width x height, grey where it does not fill it."""
+    """Scale a picture to fit into a box of (width, height); the rest of the box is grey."""
     scale = min(box[0] / picture.shape[1], box[1] / picture.shape[0])
     size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
@@ -297,14 +326,14 @@ def _fit(picture: NDArray[np.uint8], box: tuple[int, int]) -> Image.Image:
 
 
 def _font(name: str, size: int) -> Any:
-    """Load one of matplotlib's fonts, which has Greek and Cyrillic too."""
+    """Load one of matplotlib's fonts, which have Greek and Cyrillic letters too."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf", name)), size)
 
 
 def _shortened(text: str, font: Any, width: int) -> str:
-    """Leave out the beginning of a text that is too long: ids differ at their ends."""
+    """Cut the beginning of a text wider than `width` pixels; ids mostly differ at their ends."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
