@@ -39,10 +39,12 @@ class SegmentationDataModule(ImageDataModule, ABC):
 
     A subclass implements `class_names` and `source`, which returns the examples of a split.
 
-    With an `unlabeled_batch_size` a training batch is a dict of such batches: `labeled`,
-    `unlabeled` (without `mask`) and, with a `labeled_real_batch_size`, `labeled_real`, the labelled
-    images once more in another order. Each group repeats its images as often as an epoch needs,
-    every pass over them in a new order.
+    A batch is a dict of `image` (B, 3, H, W) uint8 RGB, `mask` (B, H, W) int64 class ids with 255
+    for void, and `id`, a list of B names; training batches also have `valid` (B, H, W) bool, False
+    where padding is. With an `unlabeled_batch_size` a training batch is a dict of three groups of
+    that form: `labeled`, `unlabeled` (without `mask`) and, with a `labeled_real_batch_size`,
+    `labeled_real`, the labelled images once more in another order. Each group repeats its images
+    as often as an epoch needs, every pass over them in a new order.
 
     Args:
         predict: Images that `predict` reads: a folder, a glob, an image, a `.txt` list of images,

@@ -1,4 +1,4 @@
-"""Exceptions whose message is meant for the person whose files these are."""
+"""Exceptions for mistakes in files and options, with messages for the user."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from lightning_seg.errors import UserError
 
 
 class DataError(UserError):
-    """A file, a folder or a data option that cannot work.
+    """A file, a folder or a data option that cannot be used.
 
-    The message names the file, what was found, what was expected and the option to change.
+    The message has the file, its content, the content that was expected, and the option to change.
     """
 
     scope = "data"
 
 
 class OptionError(DataError):
-    """An option that cannot work, found while data are loaded: no single file is at fault."""
+    """An option that makes loading fail for any file, so that `on_bad_sample` must not skip it."""
 
 
 class UnpairedError(DataError):
     """Images without masks, or masks without images.
+
+    Args:
+        message: Summary of the defects.
+        defects: One sentence for each file without a partner.
+        option: The option to change, or several.
 
     Attributes:
         defects: One sentence for each file without a partner.
@@ -34,7 +39,7 @@ class UnpairedError(DataError):
         self.defects = defects
 
     def __reduce__(self) -> tuple[object, ...]:
-        # a loader process hands the error over: both arguments have to travel
+        # pickling passes one argument by default, and a loader process pickles its errors
         return UnpairedError, (self.args[0], self.defects), self.__dict__
 
 

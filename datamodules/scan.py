@@ -180,12 +180,19 @@ def _find(data: ImageDataModule) -> tuple[dict[str, Source], list[Defect]]:
     if not sources:
         raise DataError("\n".join(defect.message for defect in defects))
     if "train" in sources:
-        try:
-            if (unlabeled := data.extra_source(sources["train"])) is not None:
-                sources["unlabeled"] = unlabeled
-        except DataError as error:
-            defects.append(Defect("unlabeled", None, str(error)))
+        _add_unlabeled(data, sources, defects)
     return sources, defects
+
+
+def _add_unlabeled(
+    data: ImageDataModule, sources: dict[str, Source], defects: list[Defect]
+) -> None:
+    """Add the images that only training without labels reads, or the defect that hides them."""
+    try:
+        if (unlabeled := data.extra_source(sources["train"])) is not None:
+            sources["unlabeled"] = unlabeled
+    except DataError as error:
+        defects.append(Defect("unlabeled", None, str(error)))
 
 
 def _paired(data: ImageDataModule, split: Split) -> tuple[Source, list[str]]:

@@ -28,8 +28,8 @@ class UnlabeledDataModule(ImageDataModule):
             in validation when others are added. A share above 0 takes at least one of two images.
         val_images: Folders, globs, images or `.txt` lists of images that validation reads instead
             of that share. With `shards` there is no other validation.
-        image_options: Arguments of `ImageDataModule`. One pass over `shards` is known only where
-            they have a `size`; `iterations_per_epoch` sets the length of an epoch otherwise.
+        image_options: Arguments of `ImageDataModule`. Without `iterations_per_epoch` an epoch over
+            `shards` needs their `size`.
 
     Raises:
         DataError: Both or none of `images` and `shards` are given, or an option is impossible.

@@ -141,6 +141,6 @@ def _sound_image(
 
 
 def _is_deep(path: Path) -> bool:
-    """Tell whether an image file has more than 8 bits a channel."""
+    """Return whether an image file has more than 8 bits a channel."""
     with Image.open(path) as image:
         return image.mode.startswith("I") or image.mode == "F"

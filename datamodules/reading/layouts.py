@@ -213,12 +213,12 @@ class FolderLayout:
             folder, file = self.root / self.images, self._place(line)
             inside = file.relative_to(folder) if file.is_relative_to(folder) else Path(line)
             name = inside.with_suffix("").as_posix().removesuffix(self.image_suffix)
-        for there, what, folder in (
+        for files, kind, folder in (
             (known.images, "image", self.root / self.images),
             (known.masks, "mask", self.root / self.masks),
         ):
-            if name not in there:
-                return f"{path} names {line}, for which there is no {what} in {folder}"
+            if name not in files:
+                return f"{path} names {line}, for which there is no {kind} in {folder}"
         return name, known.images[name], known.masks[name]
 
     def _place(self, name: str) -> Path:

@@ -141,7 +141,7 @@ class MaskDecoder:
     def _unknown(
         self, codes: NDArray[np.integer], unknown: NDArray[np.bool_], path: object
     ) -> DataError:
-        """Return the error for a mask with unknown values: which, where, and what was expected."""
+        """Return the error for a mask with unknown values: their names, place and number."""
         values, counts = np.unique(codes[unknown], return_counts=True)
         row, column = np.argwhere(unknown)[0]
         names = some([self._name(int(value)) for value in values])

@@ -271,7 +271,7 @@ def spread(items: Sequence[T], at_most: int) -> list[T]:
     """Return items at even distances, among them the first and the last.
 
     Args:
-        items: What to choose from.
+        items: Sequence to choose from.
         at_most: Largest number of items to return, at least 1.
     """
     places = np.linspace(0, len(items) - 1, min(at_most, len(items))).round().astype(int)

@@ -151,6 +151,28 @@ def test_what_is_wrong_is_told(tmp_path):
         module(folder, val_share=0)
 
 
+@pytest.mark.parametrize(
+    "option", ["labeled", "stratified", "sampling", "unlabeled_batch_size", "patches", "predict"]
+)
+def test_options_about_labels_are_not_accepted(tmp_path, option):
+    with pytest.raises(TypeError, match=rf"unexpected keyword argument '{option}'"):
+        UnlabeledDataModule(str(write(tmp_path, 2)), **{option: 1})
+
+
+def test_batch_size_is_that_of_the_unlabelled_images(tmp_path):
+    data = module(str(write(tmp_path, 9)), batch_size=3)
+    assert data.batch_size == 3
+    assert [len(batch["id"]) for batch in data.train_dataloader()][:2] == [3, 3]
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_batches_is_refused_without_advice_about_labels(tmp_path):
+    trainer = quiet_trainer(tmp_path, overfit_batches=1, max_steps=1)
+    ours = ColorizationModule(TimmEncoder("test_resnet"), locations=8, border=2, width=8)
+    with pytest.raises(DataError, match=r"\(option: trainer\.overfit_batches=0\)$"):
+        trainer.fit(ours, module(str(write(tmp_path, 4))))
+
+
 def test_methods_that_need_masks_say_so(tmp_path):
     data = module(str(write(tmp_path, 4)))
     with pytest.raises(SetupError, match="needs classes, and the data has none"):

@@ -1,3 +1,7 @@
+"""Steps of an augmentation, alone and in order."""
+
+import pickle
+
 import numpy as np
 import pytest
 import yaml
@@ -22,6 +26,16 @@ def test_presets_are_lists_that_yaml_can_hold(name: str) -> None:
         for one, other in zip(crop(first, seed), crop(second, seed), strict=True):
             assert np.array_equal(one, other)
         assert crop(first, seed).image.shape == (32, 48, 3)
+
+
+def test_a_draw_makes_the_same_crop_each_time_and_in_any_process() -> None:
+    augmentation = Augmentation(["RandomScaleCrop", {"ColorJitter": {"p": 1.0}}], (32, 32))
+    draw = augmentation.draw(3)
+    again = pickle.loads(pickle.dumps(draw))
+    crops = [augmentation(Example("a", IMAGE, MASK), each) for each in (draw, draw, again)]
+    for other in crops[1:]:
+        for one, two in zip(crops[0], other, strict=True):
+            assert np.array_equal(one, two)
 
 
 def test_flips_come_half_of_the_time_and_take_everything_along() -> None:
