@@ -53,26 +53,27 @@ class SegmentationDataModule(ImageDataModule, ABC):
             an image that shows it, so that rare classes come as often as frequent ones.
         labeled: Training images that keep their labels: a fraction such as `1/8`, a share such as
             0.05, a number of images such as 662, or a list file. None keeps all labels.
-        split_seed: Seed of the choice of these images, at least 0.
-        stratified: True chooses them so that every class appears.
-        splits_dir: Folder that keeps the choice, as
+        split_seed: Seed of the choice of images that keep their labels, at least 0.
+        stratified: True chooses the images that keep their labels so that they show every class.
+        splits_dir: Folder that keeps the lists of labelled and unlabelled images, as
             `<splits_dir>/<dataset>/<amount>/seed<k>/{labeled,unlabeled}.txt`.
         unlabeled: More images without labels: folders, globs, images or list files.
-        unlabeled_shards: Tar files of images without labels, which replace all others.
+        unlabeled_shards: Tar files of images without labels, which replace all other unlabelled
+            images.
         unlabeled_batch_size: Unlabelled images per device and step; 0 uses none.
-        labeled_real_batch_size: Images per device and step of the second labelled group; 0 leaves
+        labeled_real_batch_size: Images per device and step of the group `labeled_real`; 0 leaves
             the group out.
-        epoch: Images that one pass is over where a batch holds unlabelled ones: `unlabeled` or
-            `labeled`.
-        unlabeled_augmentation: Steps that make the crops of unlabelled images. None takes those
-            of `augmentation`.
+        epoch: The group whose images an epoch shows once, where a batch has unlabelled images:
+            `unlabeled` or `labeled`.
+        unlabeled_augmentation: Steps that make the crops of unlabelled images, in the form of
+            `augmentation`. None takes the steps of `augmentation`.
         strong_augmentation: `strong` or a list of pixel-level transforms, which make a second view
             `image_strong` of unlabelled crops. None makes no second view.
         unlabeled_masks: True gives the unlabelled batch a `mask`, to compare pseudo-labels with,
-            not to train on; it is all void for images that never had labels.
-        patches: Draws labelled patches of training, validation and test images. Batches then hold
-            `image` (N, 3, o, o) uint8 and `label` (N,) int64 instead of images and masks, for
-            mix-and-match tuning. None leaves images whole.
+            not to train on; the mask of an image that never had labels is all void.
+        patches: A `PatchMixer`, which draws labelled patches of training, validation and test
+            images for mix-and-match tuning. A batch then is a dict of `image` (N, 3, o, o) uint8,
+            `label` (N,) int64 and `id`. None leaves images whole.
         image_options: Arguments of `ImageDataModule`.
 
     Raises:

@@ -81,7 +81,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     skip_unpaired = False
     trains_on_val = False
     shards: UnlabeledShards | None = None
-    _fewer_images: tuple[str, ...] = ()  # options that give a small training set
+    _fewer_images: tuple[str, ...] = ()  # options that reduce the training set
 
     def __init__(
         self,

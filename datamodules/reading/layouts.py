@@ -181,7 +181,7 @@ class FolderLayout:
             defects += [each for each in results if isinstance(each, str)]
             listed = [each for each in results if not isinstance(each, str)]
         if defects and not skip_unpaired:
-            raise UnpairedError(some(defects, 3), defects)
+            raise UnpairedError(some(defects, 3), defects, option="unpaired skip")
         count = Counter(name for name, _, _ in listed)
         if twice := [name for name, times in count.items() if times > 1]:
             raise DataError(f"{path} names {some(twice)} more than once")
