@@ -1,11 +1,12 @@
-"""Training crops per second on one core: the obvious albumentations pipeline against ours.
+"""Compare the loading speed of a usual albumentations pipeline and of this project on one core.
 
     python benchmarks/data.py [--rounds 7] [--images 12]
 
-Both read the same files in one process, in turn, round by round; printed are medians, and the
-median of the rounds' ratios. The obvious pipeline decodes, scales the whole image, pads, crops,
-flips, normalises and makes tensors. Ours leaves normalisation to the device; the last column adds
-it on this core.
+Both pipelines read the same files in one process, alternating in every round. The table shows the
+median number of crops per second, and the median over rounds of the ratio to the usual pipeline.
+The usual pipeline decodes, scales the whole image, pads, crops, flips, normalises and converts to
+tensors. This project normalises on the device of the model; the last column includes the
+normalisation on the core.
 """
 
 from __future__ import annotations
@@ -45,7 +46,14 @@ CASES = (
 
 
 def write_files(folder: Path, count: int, size: tuple[int, int], kind: str) -> FileSource:
-    """Draw scenes, enlarge them, and add a camera's grain: they compress like photographs."""
+    """Write synthetic scenes with the noise of a camera, so that they compress like photographs.
+
+    Args:
+        folder: The folder to write to.
+        count: Number of images.
+        size: Height and width in pixels.
+        kind: Suffix of the image files, `png` or `jpg`.
+    """
     images, masks = {}, {}
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -63,8 +71,8 @@ def write_files(folder: Path, count: int, size: tuple[int, int], kind: str) -> F
     return FileSource(images, masks, MaskDecoder(range(len(PALETTE)), void=[255]))
 
 
-class Obvious:
-    """What most training scripts do."""
+class UsualPipeline:
+    """The pipeline of most training scripts: OpenCV, then albumentations."""
 
     def __init__(self, source: FileSource, crop: int) -> None:
         self.source = source
@@ -86,8 +94,8 @@ class Obvious:
         self.steps(image=image, mask=mask)
 
 
-class Ours:
-    """An item of our dataset."""
+class ProjectPipeline:
+    """The dataset of this project, with or without normalisation."""
 
     def __init__(self, source: FileSource, crop: int, normalize: bool = False) -> None:
         self.dataset = SegmentationDataset(source, Augmentation("standard", (crop, crop)))
@@ -99,8 +107,8 @@ class Ours:
             (image.float() / 255 - MEAN[:, None, None]) / STD[:, None, None]
 
 
-def seconds(loader: Obvious | Ours, count: int, turn: int) -> float:
-    """Return the time of one round over all images."""
+def seconds(loader: UsualPipeline | ProjectPipeline, count: int, turn: int) -> float:
+    """Return the mean time per image, in seconds, of one round over all images."""
     begin = time.perf_counter()
     for number in range(count):
         loader(number, turn * count + number)
@@ -108,21 +116,21 @@ def seconds(loader: Obvious | Ours, count: int, turn: int) -> float:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure all cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    table = Table(title="training crops per second and core, and times the obvious pipeline")
+    table = Table(title="training crops per second and core, and ratio to the usual pipeline")
     for name in (
         "files",
         "crop",
-        "obvious",
-        "ours",
+        "usual",
+        "project",
         "",
-        "ours, cached",
+        "project, cached",
         "",
         "cached+normalised",
         "",
@@ -136,12 +144,12 @@ def main() -> None:
             )
             for crop in crops:
                 loaders = [
-                    Obvious(source, crop),
-                    Ours(source, crop),
-                    Ours(cached, crop),
-                    Ours(cached, crop, normalize=True),
+                    UsualPipeline(source, crop),
+                    ProjectPipeline(source, crop),
+                    ProjectPipeline(cached, crop),
+                    ProjectPipeline(cached, crop, normalize=True),
                 ]
-                for loader in loaders:  # fills the cache, and the system's
+                for loader in loaders:  # fills the caches of the project and of the system
                     seconds(loader, options.images, 0)
                 times = [
                     [seconds(loader, options.images, turn) for loader in loaders]

@@ -1,10 +1,11 @@
-"""What the losses cost beside cross-entropy: forward and backward, in turn in one process.
+"""Measure time and memory of the losses against cross-entropy, forward and backward.
 
     python benchmarks/losses.py [--rounds 9] [--device cpu] [--threads 2]
 
-Label maps are crops of CamVid where it lies beside the repository, else drawn scenes. Printed are
-the medians of the rounds, the median of each round's ratio to `F.cross_entropy`, and the peak of
-memory that one forward and backward takes beyond logits and target.
+All losses run in one process, alternating in every round. The label maps are crops of CamVid where
+the data set is beside the repository, and synthetic scenes elsewhere. The table shows the median
+time, the median over rounds of the ratio to `F.cross_entropy`, and the peak memory of one forward
+and backward pass beyond logits and target.
 """
 
 from __future__ import annotations
@@ -35,33 +36,33 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def ohem(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean of the largest 30 % of the losses of every image."""
+    """Return the mean of the largest 30 % of the pixel losses of every image."""
     losses = F.cross_entropy(logits, target, ignore_index=255, reduction="none").flatten(1)
     return losses.topk(int(0.3 * losses.shape[1]), sorted=False).values.mean()
 
 
 def losses(classes: int) -> dict[str, Loss]:
-    """Return what is compared, the yardstick first."""
+    """Return the losses to compare by name, the reference first."""
     lovasz = smp.losses.LovaszLoss("multiclass", ignore_index=255)
     focal = smp.losses.FocalLoss("multiclass", ignore_index=255)
-    cpg = functools.partial
+    partial = functools.partial
     return {
         "F.cross_entropy": lambda x, y: F.cross_entropy(x, y, ignore_index=255),
         "loss max-pooling, p 1.7": loss_max_pooling,
-        "loss max-pooling, p 1.3": functools.partial(loss_max_pooling, p=1.3),
-        "loss max-pooling, p 1": functools.partial(loss_max_pooling, p=1.0),
+        "loss max-pooling, p 1.3": partial(loss_max_pooling, p=1.3),
+        "loss max-pooling, p 1": partial(loss_max_pooling, p=1.0),
         "OHEM, top 30 %": ohem,
         "Lovasz (smp)": lovasz,
         "focal (smp)": focal,
-        "CPG, size 3": cpg(probability_gradient_loss, kernel_size=3),
-        "CPG, size 5": cpg(probability_gradient_loss, kernel_size=5),
-        "CPG, size 7": cpg(probability_gradient_loss, kernel_size=7),
-        "CPG, size 3, dense": cpg(probability_gradient_loss, kernel_size=3, form="dense"),
+        "CPG, size 3": partial(probability_gradient_loss, kernel_size=3),
+        "CPG, size 5": partial(probability_gradient_loss, kernel_size=5),
+        "CPG, size 7": partial(probability_gradient_loss, kernel_size=7),
+        "CPG, size 3, dense": partial(probability_gradient_loss, kernel_size=3, form="dense"),
     }
 
 
 def label_maps(count: int, side: int) -> Tensor:
-    """Return (count, side, side) class ids of photographs, scaled and cropped as in training."""
+    """Return (count, side, side) class ids, scaled and cropped as in training."""
     data = CamVidDataModule(str(SHARED)) if SHARED.is_dir() else SyntheticScenesDataModule()
     source = data.source("train")
     crop = Augmentation("standard", (side, side), (1.5, 2.5))
@@ -83,23 +84,23 @@ def once(loss: Loss, logits: Tensor, target: Tensor) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait until a GPU has finished; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak(loss: Loss, logits: Tensor, target: Tensor) -> float:
-    """Return the largest memory in MiB that a pass holds beyond its input."""
+    """Return the peak memory in MiB of a forward and backward pass beyond its input."""
     logits.grad = None
     if logits.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         loss(logits, target).backward()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         loss(logits, target).backward()
     held = most = 0
-    for event in found.profiler.kineto_results.events():
+    for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
@@ -107,7 +108,7 @@ def peak(loss: Loss, logits: Tensor, target: Tensor) -> float:
 
 
 def main() -> None:
-    """Print a table per shape."""
+    """Measure all shapes and print a table for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")

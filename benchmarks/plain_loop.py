@@ -1,13 +1,12 @@
-"""The same training, once as a plain PyTorch loop and once with this project's module, in turn.
+"""Compare a plain PyTorch loop and a module of this project on the same training.
 
     python benchmarks/plain_loop.py --epochs 12      # CamVid beside the repository, two cores
-    python benchmarks/plain_loop.py --steps 50       # weights after 50 steps of both
+    python benchmarks/plain_loop.py --steps 50       # compares the weights after 50 steps
 
-Both see the same images in the same order with the same augmentation and start from the same
-weights, so what differs is the framework. Each epoch of the one is followed by the same epoch of
-the other, and the table shows the median of the ratios: a busy machine slows both. Timed is what
-both do: an epoch of training and the validation behind it, with a progress bar but neither logger
-nor checkpoint on our side.
+Loop and module get the same images in the same order with the same augmentation, and start from the
+same weights, so that they differ in the framework only. Epochs alternate, and the table shows the
+median of the ratios of their times, so that other load on the machine slows down both. The time of
+an epoch includes training and validation, with a progress bar, without logger and checkpoint.
 """
 
 from __future__ import annotations
@@ -27,16 +26,15 @@ from rich.table import Table
 from torch import nn
 
 from datamodules import CamVidDataModule
-from lightning_seg import CrossEntropyModule
+from lightning_seg import CrossEntropyModule, PolyLR
 from lightning_seg.networks import LRASPP
-from lightning_seg.training.optimization import PolyLR
 
 ROOT = Path(__file__).resolve().parents[1] / ".." / "shared"
 LR, FACTOR, POWER, SEED = 3e-3, 0.1, 0.9, 0
 
 
 def network() -> nn.Module:
-    """LR-ASPP on the MobileNetV2 weights, from the same random head every time."""
+    """Return LR-ASPP on pretrained MobileNetV2 with the same random head in every call."""
     torch.manual_seed(SEED)
     return LRASPP(
         11,
@@ -47,7 +45,7 @@ def network() -> nn.Module:
 
 
 def data(workers: int) -> CamVidDataModule:
-    """Crops of 257, batches of 8, and 4 whole images to validate on."""
+    """Return CamVid: training batches of 8 crops of 257x257, validation batches of 4 images."""
     return CamVidDataModule(
         root=str(ROOT / "data" / "camvid"),
         batch_size=8,
@@ -60,7 +58,7 @@ def data(workers: int) -> CamVidDataModule:
 
 
 class PlainLoop:
-    """What one writes without a framework: forward, backward, step, and a confusion matrix."""
+    """The training without a framework: forward, backward, step, and a confusion matrix."""
 
     def __init__(self, epochs: int, workers: int) -> None:
         self.net = network()
@@ -113,34 +111,36 @@ class PlainLoop:
 
 
 class Turns(Callback):
-    """Times every epoch of the trainer and runs the same epoch of the loop behind it."""
+    """A callback that times every epoch of the trainer, and then the same epoch of the loop."""
 
     def __init__(self, loop: PlainLoop) -> None:
         self.loop = loop
+        # seconds of the loop and of the module, mIoU of the loop and of the module
         self.rows: list[tuple[float, float, float, float]] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.start = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.ours = time.perf_counter() - self.start
+        self.module_seconds = time.perf_counter() - self.start
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         start = time.perf_counter()
         self.loop.epoch()
-        theirs = self.loop.validate()
-        spent = time.perf_counter() - start
-        ours = trainer.callback_metrics["val/miou"].item()
-        self.rows.append((spent, self.ours, theirs, ours))
+        loop_miou = self.loop.validate()
+        seconds = time.perf_counter() - start
+        miou = trainer.callback_metrics["val/miou"].item()
+        self.rows.append((seconds, self.module_seconds, loop_miou, miou))
         print(
-            f"epoch {trainer.current_epoch}: loop {spent:.1f} s, module {self.ours:.1f} s, "
-            f"ratio {self.ours / spent:.3f}; mIoU {theirs:.4f} and {ours:.4f}",
+            f"epoch {trainer.current_epoch}: loop {seconds:.1f} s, "
+            f"module {self.module_seconds:.1f} s, ratio {self.module_seconds / seconds:.3f}; "
+            f"mIoU {loop_miou:.4f} and {miou:.4f}",
             flush=True,
         )
 
 
 def module() -> CrossEntropyModule:
-    """The same training as a module of this project."""
+    """Return the same training as a module of this project."""
     return CrossEntropyModule(
         network(),
         num_classes=11,
@@ -153,7 +153,7 @@ def module() -> CrossEntropyModule:
 
 
 def trainer(**options: Any) -> L.Trainer:
-    """A quiet trainer on the CPU that writes nothing."""
+    """Return a trainer on the CPU that writes no files."""
     return L.Trainer(
         accelerator="cpu",
         logger=options.pop("logger", False),
@@ -165,40 +165,40 @@ def trainer(**options: Any) -> L.Trainer:
 
 
 def compare_epochs(epochs: int, workers: int) -> None:
-    """Print time and mIoU of both, epoch by epoch, and the median ratio."""
+    """Print time and mIoU of loop and module for every epoch, and the median ratio of the times."""
     turns = Turns(PlainLoop(epochs, workers))
     trainer(max_epochs=epochs, callbacks=[turns]).fit(module(), data(workers))
     table = Table(title="CamVid, LR-ASPP on MobileNetV2, crops of 257, batch 8")
     for name in ("epoch", "loop s", "module s", "ratio", "loop mIoU", "module mIoU"):
         table.add_column(name, justify="right")
-    for number, (loop, ours, loop_miou, miou) in enumerate(turns.rows):
+    for number, (loop_seconds, seconds, loop_miou, miou) in enumerate(turns.rows):
         table.add_row(
             str(number),
-            f"{loop:.1f}",
-            f"{ours:.1f}",
-            f"{ours / loop:.3f}",
+            f"{loop_seconds:.1f}",
+            f"{seconds:.1f}",
+            f"{seconds / loop_seconds:.3f}",
             f"{loop_miou:.4f}",
             f"{miou:.4f}",
         )
     Console().print(table)
-    ratios = [ours / loop for loop, ours, _, _ in turns.rows]
+    ratios = [seconds / loop_seconds for loop_seconds, seconds, _, _ in turns.rows]
     total = sum(row[1] for row in turns.rows) / sum(row[0] for row in turns.rows)
     print(f"module / loop: median of the epochs {statistics.median(ratios):.3f}, total {total:.3f}")
 
 
 def compare_steps(steps: int, workers: int) -> None:
-    """Print the largest difference of any weight after some steps."""
-    ours = module()
+    """Print the largest difference between the weights of loop and module after some steps."""
+    trained = module()
     run = trainer(max_steps=steps, max_epochs=-1, limit_val_batches=0, enable_progress_bar=False)
-    run.fit(ours, data(workers))
+    run.fit(trained, data(workers))
     loop = PlainLoop(1, workers)
     loop.total = steps
     while loop.step < steps:
         loop.epoch(at_most=steps - loop.step)
-    theirs = loop.net.state_dict()
+    expected = loop.net.state_dict()
     worst = max(
-        (value.double() - theirs[name].double()).abs().max().item()
-        for name, value in ours.network.state_dict().items()
+        (value.double() - expected[name].double()).abs().max().item()
+        for name, value in trained.network.state_dict().items()
     )
     print(f"largest difference of any weight after {steps} steps: {worst:.2e}")
 
@@ -206,7 +206,11 @@ def compare_steps(steps: int, workers: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--steps", type=int, help="compare weights after so many steps instead")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="compare weights after this number of steps",
+    )
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     if options.steps:

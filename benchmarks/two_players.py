@@ -1,15 +1,16 @@
-"""What a step of two players costs beside cross-entropy and the authors' order of operations.
+"""Compare training steps of two players with cross-entropy and with the authors' code as loops.
 
     python benchmarks/two_players.py [--rounds 5] [--device cpu] [--threads 2] [--network lraspp]
 
-The modules' steps run in a Trainer. Cross-entropy's sees the same labelled images; the loops are
-those of `published_loops`. Before anything is timed the weights of both networks after two steps
-must be the same.
+The modules run in a Trainer; cross-entropy gets the same labelled images. The loops are those of
+`published_loops.py`. Before the measurement, modules and loops train for two steps, and the weights
+of both networks must agree.
 
-In a round each takes its turn with the same batches, and printed are the medians of the rounds'
-ratios: a busy machine slows all. Steps that log are not among those timed (one in fifty). Memory
-is the peak of the first two steps beyond weights and data; NHWC is `channels_last`. On a GPU mixed
-precision is measured too, and no step after the first few may wait for the device.
+All runs of a round get the same batches. The tables show medians over rounds of the ratios, so that
+other load on the machine slows down all runs. Steps that log (one in fifty) are not measured.
+Memory is the peak of the first two steps beyond weights and data. NHWC stands for `channels_last`.
+On a GPU, mixed precision is measured too, and a step after the first few that synchronises with the
+device is an error.
 """
 
 from __future__ import annotations
@@ -57,19 +58,21 @@ from lightning_seg.networks import FCN, LRASPP, DeepLabV2, FCDiscriminator, Stru
 
 SIDE, SEED = 321, 0
 TOLERANCE = 1e-5
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and labelled images on a CPU
+# constructors, and the number of labelled images in a batch on a CPU
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "lraspp": (lambda: LRASPP(CLASSES, "mobilenetv3_large_100"), 4),
     "fcn": (lambda: FCN(CLASSES, "resnet50", aux=False), 2),
     "deeplab": (lambda: DeepLabV2(CLASSES, "resnet101"), 1),
 }
 ON_GPU = 10
+"""Number of labelled images in a batch on a GPU."""
 
 
-# What is looked at in a training
+# Measurements of a training
 
 
 class Watch:
-    """Nothing: the same random numbers for all, and that is it."""
+    """The base of all measurements: it seeds the random numbers and measures nothing."""
 
     def before(self, step: int) -> None:
         if step == 0:
@@ -80,7 +83,13 @@ class Watch:
 
 
 class Clock(Watch):
-    """Seconds per step, without the first ones."""
+    """The mean time of a step in seconds, without the first steps.
+
+    Args:
+        device: `cpu` or `cuda`.
+        warm: Number of the first step to measure.
+        last: Number of the last step to measure.
+    """
 
     def __init__(self, device: str, warm: int, last: int) -> None:
         self.device, self.warm, self.last = device, warm, last
@@ -102,9 +111,10 @@ class Clock(Watch):
 
 
 class Peak(Watch):
-    """Memory in MiB at the height of two steps beyond what is held before them.
+    """The peak memory of the first two steps in MiB, beyond what is held before them.
 
-    Steps of networks that have not trained yet: gradients and optimizers' states count for all.
+    The memory of gradients and optimizer states is included, because the networks have not trained
+    before.
     """
 
     def __init__(self, device: str) -> None:
@@ -137,7 +147,7 @@ class Peak(Watch):
 
 
 class NoWaiting(Watch):
-    """Raises where a step after the first ones waits for the GPU."""
+    """An error for a step after the first ones that synchronises with the GPU."""
 
     def __init__(self, warm: int) -> None:
         self.warm = warm
@@ -152,7 +162,7 @@ class NoWaiting(Watch):
 
 
 class InTrainer(Callback):
-    """Shows a Trainer's steps to a watch."""
+    """A callback that calls a watch before and after each step of a Trainer."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -168,18 +178,18 @@ class InTrainer(Callback):
 
 
 def batches(size: int, count: int, device: str) -> list[Batch]:
-    """Return random images, and blocks of classes of which some are void, the same two in turn."""
+    """Return two batches in turn: random images, with masks of class blocks and some void."""
     torch.manual_seed(SEED)
 
     def part() -> Batch:
         blocks = torch.randint(CLASSES + 1, (size, 1, 12, 12)).float()
         mask = F.interpolate(blocks, (SIDE, SIDE))[:, 0].long()
-        found = {
+        tensors = {
             "image": torch.randint(256, (size, 3, SIDE, SIDE), dtype=torch.uint8),
             "mask": mask.where(mask < CLASSES, VOID),
             "valid": torch.ones(size, SIDE, SIDE, dtype=torch.bool),
         }
-        moved = {name: value.to(device) for name, value in found.items()}
+        moved = {name: value.to(device) for name, value in tensors.items()}
         return {**moved, "id": [f"{number}" for number in range(size)]}
 
     names = ("labeled", "unlabeled", "labeled_real")
@@ -208,7 +218,7 @@ def in_trainer(
 
 
 def in_loop(loop: PublishedLoop, data: list[Batch], watch: Watch) -> None:
-    """Train a published loop likewise."""
+    """Train a published loop for as many steps as there are batches."""
     for number, batch in enumerate(data):
         watch.before(number)
         loop.iteration = number
@@ -217,16 +227,16 @@ def in_loop(loop: PublishedLoop, data: list[Batch], watch: Watch) -> None:
 
 
 def largest_difference(one: nn.Module, other: nn.Module) -> float:
-    """Return it over all weights and running statistics."""
-    theirs = other.state_dict()
+    """Return the largest difference of any weight or running statistic of two networks."""
+    others = other.state_dict()
     return max(
-        (value.double().cpu() - theirs[name].double().cpu()).abs().max().item()
+        (value.double().cpu() - others[name].double().cpu()).abs().max().item()
         for name, value in one.state_dict().items()
     )
 
 
 def weights_moved(one: nn.Module, other: nn.Module) -> float:
-    """Return the largest change of any weight."""
+    """Return the largest difference of any weight of two networks."""
     return max(
         (after.detach().cpu() - before.detach().cpu()).abs().max().item()
         for after, before in zip(one.parameters(), other.parameters(), strict=True)
@@ -234,12 +244,12 @@ def weights_moved(one: nn.Module, other: nn.Module) -> float:
 
 
 class Comparison:
-    """All modules and loops on one network, from the same weights.
+    """All modules and loops on one network, starting from the same weights.
 
     Args:
-        network: A name of `NETWORKS`.
+        network: A key of `NETWORKS`.
         device: `cpu` or `cuda`.
-        precision: Of the Trainer.
+        precision: The precision of the Trainer, such as `bf16-mixed`.
     """
 
     def __init__(self, network: str, device: str, precision: str) -> None:
@@ -283,9 +293,10 @@ class Comparison:
         return kind(*nets, self.device, self.precision)
 
     def require_same_weights(self) -> None:
-        """Train two steps with the modules and the loops.
+        """Stop unless modules and loops have the same weights after two steps.
 
-        By SGD: Adam's first steps are as long for a gradient of nothing but rounding.
+        Both use SGD here. The first steps of Adam have full length also where a gradient consists
+        of rounding errors.
         """
         both = {"optimizer": momentum, "opponent_optimizer": momentum}
         pairs = [
@@ -300,24 +311,24 @@ class Comparison:
             data = batches(self.size, 2, self.device)
             in_trainer(module, self.device, self.precision, data, Watch())
             in_loop(loop, data, Watch())
-            found = [
+            differences = [
                 largest_difference(loop.net, module.network),
                 largest_difference(loop.opponent, module.opponent),
             ]
             moved = [weights_moved(loop.net, self.net), weights_moved(loop.opponent, opponent)]
             print(
                 f"{type(module).__name__} and the loop after 2 steps: largest difference of "
-                f"the segmenter {found[0]:.1e} (its weights moved by {moved[0]:.1e}), "
-                f"of the opponent {found[1]:.1e} ({moved[1]:.1e})"
+                f"the segmenter {differences[0]:.1e} (its weights moved by {moved[0]:.1e}), "
+                f"of the opponent {differences[1]:.1e} ({moved[1]:.1e})"
             )
-            if max(found) > TOLERANCE:
-                raise SystemExit(f"{type(module).__name__} and the loop differ: {found}")
+            if max(differences) > TOLERANCE:
+                raise SystemExit(f"{type(module).__name__} and the loop differ: {differences}")
 
     def runs(self) -> dict[str, Callable[[list[Batch], Watch], None]]:
-        """Return what takes its turn."""
+        """Return the runs to compare by name; each takes batches and a watch."""
         run = partial(partial, in_trainer)
         where = self.device, self.precision
-        found = {
+        runs = {
             "cross-entropy": run(
                 CrossEntropyModule(copy.deepcopy(self.net), num_classes=CLASSES, optimizer=sgd),
                 *where,
@@ -328,12 +339,17 @@ class Comparison:
             "ASM loop": partial(in_loop, self.loop(PublishedASM, self.analyzer)),
         }
         for order in ("analyzer_first", "simultaneous"):
-            found[f"ASM {order}"] = run(self.asm(order), *where)
-            found[f"ASM {order}, NHWC"] = run(self.asm(order, True), *where)
-        return found
+            runs[f"ASM {order}"] = run(self.asm(order), *where)
+            runs[f"ASM {order}, NHWC"] = run(self.asm(order, True), *where)
+        return runs
 
     def table(self, title: str, rounds: int) -> Table:
-        """Time all in turn."""
+        """Measure all runs, alternating in every round, and return a table.
+
+        Args:
+            title: Title of the table.
+            rounds: Number of rounds.
+        """
         runs = self.runs()
         warm, last = (1, 2) if self.device == "cpu" else (5, 24)
         data = batches(self.size, last + 1, self.device)
@@ -368,13 +384,13 @@ class Comparison:
 
 
 def ratio(times: list[float], others: list[float]) -> str:
-    """Return the median of the rounds' ratios."""
+    """Return the median over rounds of the ratio of two times, with two decimals."""
     return f"{statistics.median(a / b for a, b in zip(times, others, strict=True)):.2f}"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what Lightning says at each start."""
+    """Silence the messages and warnings of Lightning at the start of a training."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -382,7 +398,7 @@ def quiet() -> Iterator[None]:
 
 
 def main() -> None:
-    """Print a table per network and precision."""
+    """Compare weights, then print a table per network and precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -401,7 +417,7 @@ def main() -> None:
                 table = compared.table(f"{title}, {options.device}, {precision}", options.rounds)
                 Console().print(table)
     if on_gpu:
-        print("no step of the modules waited for the GPU")
+        print("no step of the modules synchronised with the GPU")
 
 
 if __name__ == "__main__":
