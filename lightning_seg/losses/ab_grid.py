@@ -47,7 +47,7 @@ class ABGrid(ColorTarget):
         mix: Share of the uniform distribution in the distribution whose inverse gives the
             weights, in (0, 1]; 1 weighs all locations alike.
         temperature: Divisor of the logits in `colors`, above 0; a value below 1 makes the colours
-            more vivid. The loss does not depend on it.
+            more vivid. The loss does not depend on it. Default chosen here; the paper takes 0.38.
 
     Attributes:
         outputs: Number Q of bins, and of logits per location.

@@ -57,9 +57,9 @@ def loss_max_pooling(
         logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
         target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
         p: Norm that bounds the weights, in [1, inf]. A smaller p concentrates the weight on fewer
-            pixels; inf gives the plain mean.
+            pixels; inf gives the plain mean. The paper illustrates 1.7.
         ratio: Smallest share m / n of the pixels that get weight, in (0, 1]; 1 gives the plain
-            mean.
+            mean. The default is that of the implementation mpl.pytorch.
         ignore_index: The class id of pixels to leave out.
         per_image: Pool each image separately, and average over the images with a labelled pixel.
             False pools all pixels of the batch together.
@@ -203,9 +203,9 @@ class LossMaxPooling(nn.Module):
 
     Args:
         p: Norm that bounds the weights, in [1, inf]. A smaller p concentrates the weight on fewer
-            pixels; inf gives the plain mean.
+            pixels; inf gives the plain mean. The paper illustrates 1.7.
         ratio: Smallest share m / n of the pixels that get weight, in (0, 1]; 1 gives the plain
-            mean.
+            mean. The default is that of the implementation mpl.pytorch.
         ignore_index: The class id of pixels to leave out.
         per_image: Pool each image separately, and average over the images with a labelled pixel.
             False pools all pixels of the batch together.

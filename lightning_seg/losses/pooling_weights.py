@@ -35,9 +35,9 @@ def loss_max_pooling_weights(
             separately.
         valid: (..., n) bool, False for losses to leave out; None counts all.
         p: Norm that bounds the weights, in [1, inf]. A smaller p concentrates the weight on fewer
-            losses; inf gives uniform weights.
+            losses; inf gives uniform weights. The paper illustrates 1.7.
         ratio: Smallest share of the valid losses that get weight, in (0, 1]; 1 gives uniform
-            weights.
+            weights. The default is that of the implementation mpl.pytorch.
 
     Returns:
         (..., n) weights without gradient, float64 for float64 losses and float32 otherwise; 0
