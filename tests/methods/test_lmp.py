@@ -74,10 +74,13 @@ def test_class_weights_and_smoothing_reach_the_loss(tmp_path) -> None:
 
 @pytest.mark.parametrize("options", [{"ratio": 1.0}, {"p": math.inf}, {"p": 1.0, "ratio": 1.0}])
 def test_the_plain_mean_of_a_batch_trains_bit_for_bit_like_cross_entropy(tmp_path, options) -> None:
-    """The values may round otherwise, the gradients do not: 1 / n for each pixel."""
+    """The values may round otherwise, the gradients do not: 1 / n for each pixel.
+
+    The auxiliary weight is a power of two: another one rounds before or after the division by n.
+    """
     nets = []
     for kind, extra in ((LMPModule, {"per_image": False, **options}), (CrossEntropyModule, {})):
-        ours = module(kind, aux=True, **extra)
+        ours = module(kind, aux=True, lambda_aux=0.5, **extra)
         fit(ours, tmp_path, change=cut_labels, max_steps=3, max_epochs=-1)
         nets.append(ours.network.state_dict())
     for name, value in nets[1].items():
