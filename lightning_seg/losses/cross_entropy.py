@@ -53,6 +53,7 @@ def cross_entropy(
     logits = at_least_float32(logits)
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
+    # (B, C, H, W) and (B, H, W) -> a scalar, the sum over labelled pixels
     total = F.cross_entropy(
         logits,
         target,

@@ -39,14 +39,18 @@ def gather_embeddings(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     require_rows(embeddings, labels)
     if world_size() == 1:
         return embeddings, labels
+    # (processes,) numbers of nodes
     sizes = _all_gather(torch.tensor([len(labels)], device=labels.device)).flatten().tolist()
     if max(sizes) == 0:
         return embeddings, labels
-    missing = max(sizes) - len(labels)  # a collective operation takes equal shapes
+    # A collective operation takes equal shapes, so that shorter tensors are padded:
+    # (n, D) -> (largest n, D) -> (processes, largest n, D)
+    missing = max(sizes) - len(labels)
     every_embedding: Tensor = _AllGather.apply(F.pad(embeddings, (0, 0, 0, missing)))
     every_label = _all_gather(F.pad(labels, (0, missing)))
     if min(sizes) == max(sizes):
         return every_embedding.flatten(0, 1), every_label.flatten()
+    # Drop the padding: (processes, largest n, D) -> (N, D)
     return (
         torch.cat([part[:size] for part, size in zip(every_embedding, sizes, strict=True)]),
         torch.cat([part[:size] for part, size in zip(every_label, sizes, strict=True)]),

@@ -49,7 +49,7 @@ class EdgeKernel(NamedTuple):
             for square, dx in zip(row, reach, strict=True)
         ]
         integer = torch.tensor(across, device=like.device).view(size, size)
-        integer = torch.stack([integer, integer.T]).flatten(1)
+        integer = torch.stack([integer, integer.T]).flatten(1)  # (size, size) -> (2, size^2)
         scale = integer[0].clamp(min=0).sum() if normalize else whole
         integer = integer.to(like.dtype)
         return EdgeKernel(size, integer / scale, integer)
@@ -84,10 +84,10 @@ def _fill(labels: Tensor, reach: int) -> Tensor:
     """
     rows, columns = labels.shape[1:]
     image, row, column = torch.nonzero(labels == VOID).unbind(1)  # (V,) each
+    # Offsets (dy, dx) by squared distance, up to the corner of a window.
     by_distance: dict[int, list[tuple[int, int]]] = {}
     for dy in range(-2 * reach, 2 * reach + 1):
         for dx in range(-2 * reach, 2 * reach + 1):
-            # The labelled pixel is at most as far away as the corner of its window.
             if 0 < dy * dy + dx * dx <= 2 * reach * reach:
                 by_distance.setdefault(dy * dy + dx * dx, []).append((dy, dx))
     filling = torch.full_like(row, VOID)  # (V,)
@@ -95,11 +95,12 @@ def _fill(labels: Tensor, reach: int) -> Tensor:
     for distance in sorted(by_distance):
         nearest = torch.full_like(row, none)  # (V,) smallest label at this distance
         for dy, dx in by_distance[distance]:
-            y, x = row + dy, column + dx
+            y, x = row + dy, column + dx  # (V,) each
             inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
             label = labels[image, y.clamp(0, rows - 1), x.clamp(0, columns - 1)]
             nearest = torch.where(inside & (label >= 0) & (label < nearest), label, nearest)
         filling = torch.where((filling == VOID) & (nearest < none), nearest, filling)
+    # (V,) -> (B, H, W)
     filled = labels.clone()
     filled[image, row, column] = filling
     return filled
@@ -146,9 +147,11 @@ def find_entries(labels: Tensor, candidates: Tensor | None, kernel: EdgeKernel) 
     rows, columns = labels.shape[1:]
     labels = labels.to(torch.int32)
     values = labels.to(torch.float32)
+    # (B, H, W) largest and smallest label in the window of each pixel
     highest, lowest = window_max(values, kernel.size), -window_max(-values, kernel.size)
     several = (highest != lowest) & ((lowest > VOID) if candidates is None else candidates)
     pixels = torch.nonzero(several.flatten())[:, 0]  # (B, H, W) -> (N,)
+    # (N,) each: the coordinates of the pixels
     image, row = pixels // (rows * columns), pixels // columns % rows
     column = pixels % columns
     step = torch.arange(-reach, reach + 1, device=labels.device)[:, None]
@@ -161,7 +164,7 @@ def find_entries(labels: Tensor, candidates: Tensor | None, kernel: EdgeKernel) 
     # loop goes on with ever fewer windows.
     top = highest.flatten()[pixels].to(torch.int32)
     which = torch.arange(len(pixels), device=labels.device)
-    last, rest = torch.full_like(top, VOID), held
+    last, rest = torch.full_like(top, VOID), held  # (N,) and (T, N)
     none = torch.iinfo(torch.int32).max
     pairs = [(which[:0], last[:0])]
     while len(which):
@@ -171,6 +174,6 @@ def find_entries(labels: Tensor, candidates: Tensor | None, kernel: EdgeKernel) 
         if not bool(more.all()):
             which, last, rest = which[more], last[more], rest[:, more]
     at, classes = (torch.cat(parts) for parts in zip(*pairs, strict=True))  # (E,) each
-    truth = (held[:, at] == classes).to(kernel.integer.dtype)
-    masks = (kernel.integer @ truth != 0).to(kernel.integer.dtype)
+    truth = (held[:, at] == classes).to(kernel.integer.dtype)  # (T, N) -> (T, E)
+    masks = (kernel.integer @ truth != 0).to(kernel.integer.dtype)  # (2, T) @ (T, E) -> (2, E)
     return Entries(pixels, windows, at, classes.long(), truth, masks, masks.sum(0))

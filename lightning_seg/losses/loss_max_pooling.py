@@ -171,6 +171,7 @@ def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) 
     rank, processes = 0, 1
     all_losses, all_valid = losses.detach().reshape(1, -1), valid.reshape(1, -1)
     if world_size() > 1:
+        # (1, B H W) -> (1, processes B H W); booleans are gathered as uint8
         rank, processes = dist.get_rank(), dist.get_world_size()
         gathered = [torch.empty_like(all_losses) for _ in range(processes)]
         counted = [torch.empty_like(all_valid, dtype=torch.uint8) for _ in range(processes)]

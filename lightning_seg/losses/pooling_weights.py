@@ -121,12 +121,12 @@ def _by_newton(rows: Tensor, support: Tensor, largest: Tensor, q: float) -> Tens
     for _ in range(math.ceil(16 + 6 * q) if fixed_steps else 1000):
         torch.lt(powers, level, out=below)  # 0 or 1 as floats, without a new allocation
         saturated = rows.shape[-1] - below.sum(-1, keepdim=True)  # (..., 1): losses at weight 1
-        rest = below.mul_(powers).sum(-1, keepdim=True)
+        rest = below.mul_(powers).sum(-1, keepdim=True)  # (..., 1): sum of the powers below u
         following = rest / (support - saturated).clamp(min=tiny)
         if not fixed_steps and not bool((following < level).any()):
             break
         level = torch.minimum(following, level)  # rounding alone could make it rise
-    # (l / a)^(q - 1) = (y / u) (a / l) needs no second power.
+    # (..., n): (l / a)^(q - 1) = (y / u) (a / l) needs no second power.
     root = level.clamp(min=tiny)
     relative = powers.div_(scaled.clamp_(min=tiny)).mul_(root ** (1 / q - 1)).clamp_(max=1)
     return relative.to(rows.dtype)
@@ -137,6 +137,7 @@ def _by_sorting(rows: Tensor, support: Tensor, q: float) -> Tensor:
     slack = (rows > 0).sum(-1, keepdim=True) <= support  # (..., 1): at most m positive losses
     support = support.to(torch.float64)
     logs = rows.to(torch.float64).log()  # (..., n), -inf where the loss is 0
+    # (..., n) in descending order from here on
     ordered = logs.sort(-1, descending=True).values
     powers = q * ordered  # log of l^q
     tails = powers.flip(-1).logcumsumexp(-1).flip(-1)  # log of the sum from each rank on
@@ -146,6 +147,7 @@ def _by_sorting(rows: Tensor, support: Tensor, q: float) -> Tensor:
     fits = rank + torch.where(after == -math.inf, 0, (after - powers).exp()) <= support
     saturated = (fits & (rank < support)).sum(-1, keepdim=True)  # (..., 1)
     rest = tails.gather(-1, saturated.clamp(max=rows.shape[-1] - 1))
+    # (..., 1): log a; then (..., n) in the order of the losses again
     log_a = (rest - (support - saturated).log()) / q
     relative = torch.where(slack, 1, ((q - 1) * (logs - log_a)).clamp(max=0).exp())
     return torch.where(rows > 0, relative, 0).to(rows.dtype)

@@ -89,10 +89,12 @@ def probability_gradient_loss(
     logits = at_least_float32(logits)
     _require_classes(target, logits.shape[1], ignore_index)
     kernel = EdgeKernel.of(kernel_size, normalize, logits)
+    # (B, H, W) labels with -1 for void, and the pixels that may have entries
     labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
     with torch.autocast(logits.device.type, enabled=False):
         if form == "sparse" or (form == "auto" and logits.device.type == "cpu"):
             entries = find_entries(labels, candidates, kernel)
+            # scalars: the sum of squares over all entries, and the number of entries
             total: Tensor = _SparseSum.apply(logits, entries, kernel.value)
             count = entries.counts.sum()
         else:
@@ -164,11 +166,13 @@ class _SparseSum(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, entries: Entries, kernel: Tensor) -> Tensor:
         """Return the sum, a scalar; the gradient is computed at once and kept for S pixels."""
         images, classes, rows, columns = logits.shape
+        # (B H W,), True at the S pixels in a window of any entry
         touched = torch.zeros(images * rows * columns, dtype=torch.bool, device=logits.device)
         touched[entries.windows.flatten()] = True
         places = [torch.nonzero(part)[:, 0] for part in touched.view(images, -1)]
         # (B H W,) positions of the pixels among the S pixels
         compact = touched.cumsum(0) - 1
+        # (B, C, H W) -> (C, S)
         flat = logits.reshape(images, classes, -1)
         picked = [part.index_select(1, at) for part, at in zip(flat, places, strict=True)]
         probabilities = torch.cat(picked, 1).softmax(0)  # (C, S)
@@ -178,6 +182,7 @@ class _SparseSum(torch.autograd.Function):
         difference = probabilities.flatten()[index] - entries.truth
         error = (kernel @ difference) * entries.masks  # (2, T) @ (T, E) -> (2, E)
         if ctx.needs_input_grad[0]:
+            # (T, 2) @ (2, E) -> (T, E), added up at each of (C, S)
             gradient = torch.zeros_like(probabilities)
             gradient.view(-1).index_add_(0, index.flatten(), (kernel.T @ (2 * error)).flatten())
             # through the softmax: p (g - sum_c p_c g_c)

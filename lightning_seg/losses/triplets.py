@@ -191,11 +191,11 @@ def triplet_statistics(
     """
     require_labels(labels)
     with torch.no_grad():
-        positive, negative = _distances(embeddings, triplets)
+        positive, negative = _distances(embeddings, triplets)  # (T,) each
         if valid is None:
             valid = torch.ones_like(positive, dtype=torch.bool)
         ordered = labels.sort().values
-        first, size = _runs(ordered)
+        first, size = _runs(ordered)  # (N,) each: the class's first node, and its size
         known = ordered != ignore_index
         # (N,): True at the first node of each class
         starts = known & (first == torch.arange(len(first), device=first.device))
@@ -248,6 +248,7 @@ def recall_at_1(embeddings: Tensor, labels: Tensor, ignore_index: int = 255) -> 
             # (rows, N) value is the nearest node.
             near = 2 * embeddings[rows] @ embeddings.T - squares
             near.masked_fill_(~known, -torch.inf).diagonal(begin).fill_(-torch.inf)
+            # (rows,) each: whether the nearest node has the class, and whether the node counts
             hits.append(labels[near.max(1).indices] == labels[rows])
             same = (labels[rows, None] == labels).sum(1)
             counted.append((same > 1) & known[rows])
@@ -274,14 +275,15 @@ def _triplets(
     first, size = _runs(labels[nodes])  # (N,) each: where the node's class begins, and its size
     earlier = torch.arange(len(nodes), device=nodes.device) - first  # earlier nodes of the class
     earlier_others = moments - earlier
-    others = known.sum() - size  # nodes of other classes
+    others = known.sum() - size  # (N,) nodes of other classes
 
     # A draw among all others of the class counts round the class, beginning after the node.
     step = (earlier + 1 + pick % (size - 1).clamp(min=1)) % size
     if graph:
         step = (pick % earlier.clamp(min=1)).where(earlier > 0, step)
-    positive = nodes[first + step]
+    positive = nodes[first + step]  # (N,)
 
+    # (N,) number of nodes of other classes to choose from, and which of them is chosen
     choices = earlier_others.where(earlier_others > 0, others) if graph else others
     place = other_pick % choices.clamp(min=1)
     # The moment of the place-th node of other classes is `place` plus the number of nodes of this
@@ -292,7 +294,7 @@ def _triplets(
         first * stride + earlier_others, first * stride + place, right=True
     )
     at = place + skipped - first
-    negative = order[at.clamp(max=len(nodes) - 1)]
+    negative = order[at.clamp(max=len(nodes) - 1)]  # (N,)
 
     valid = (size > 1) & (others > 0) & known[nodes]
     # (N, 3), sorted by class -> in the order of the labels

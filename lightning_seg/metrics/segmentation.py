@@ -110,6 +110,7 @@ class SegmentationMetrics(Metric):
         # 0 / 0 is NaN for exactly the classes to leave out.
         iou = hits / (truth + predicted - hits)
         accuracy = hits / truth
+        # (C,) -> scalars
         scores = {
             "miou": iou.nanmean(),
             "pixel_accuracy": hits.sum() / truth.sum(),

@@ -45,7 +45,7 @@ def read_at(maps: Sequence[Tensor], size: tuple[int, int], locations: Tensor) ->
     for each in maps:
         # In half precision the locations in a map of more than 256 columns would be inexact.
         each = at_least_float32(each)
-        spots = locations.to(each.dtype)
+        spots = locations.to(each.dtype)  # (B, K, 2)
         grid = []
         for axis in (1, 0):  # grid_sample expects columns before rows
             longest = each.shape[axis - 2]

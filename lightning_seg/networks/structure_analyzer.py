@@ -61,11 +61,13 @@ class StructureAnalyzer(nn.Module):
                 option="taps",
             )
         self.taps = tuple(taps)
+        # encoder blocks: channels -> widths[0] -> widths[1] -> ...
         inputs = [channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride=2, padding=1)
             for before, after in zip(inputs, widths, strict=True)
         )
+        # decoder blocks: each takes the one before, concatenated with an encoder output
         skips = list(reversed(widths[:-1]))
         inputs = [widths[-1], *(2 * width for width in skips)][: len(skips)]
         self.decoder = nn.ModuleList(

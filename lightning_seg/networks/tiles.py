@@ -68,7 +68,7 @@ def _far_permutations(count: int, tiles: int, seed: int) -> NDArray[np.uint8]:
     total = np.zeros(len(every), np.int32)
     chosen = [int(generator.integers(len(every)))]
     while len(chosen) < count:
-        distance = np.zeros(len(every), np.uint8)
+        distance = np.zeros(len(every), np.uint8)  # (tiles!,) from the permutation chosen last
         for column, tile in zip(columns, every[chosen[-1]], strict=True):
             distance += column != tile
         np.minimum(nearest, distance, out=nearest)
