@@ -133,10 +133,10 @@ def in_flags(message: str, scope: str, keys: Sequence[str]) -> str:
 
 def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str:
     first = name.partition(".")[0]
-    if "." in name and first in known:
-        return name
     if (usual := f"{scope}.{name}") in places:
         return usual
+    if first in known:
+        return name
     nested = [place for place in places if place.endswith(f".{name}")]
     nested.sort(key=lambda place: (not place.startswith(f"{scope}."), place.count(".")))
     return nested[0] if nested else usual

@@ -1,25 +1,29 @@
-"""Adversarial structure matching: an analyzer learns to see structural mistakes, and they vanish.
+"""Adversarial structure matching: an analyzer learns to see structural mistakes, S to remove them.
 
-A second network, the structure analyzer A, looks at label maps and never at images. It learns
-features in which the prediction differs from the truth and from which the truth can be rebuilt; the
-segmenter S learns to make them equal. At prediction A is not needed.
+A second network, the structure analyzer A, takes label maps and never images. A learns features f_l
+in which the prediction differs from the labels, and from which its decoder R rebuilds the labels.
+The segmenter S learns to make the features of its prediction equal to those of the labels. A is not
+used for predictions.
 
 J.-J. Hwang, T.-W. Ke, J. Shi, S. Yu: Adversarial Structure Matching for Structured Prediction Tasks
-(CVPR 2019, arXiv 1805.07457). With softmax p = S(x), labels y, f the features of A, R its decoder:
+(CVPR 2019, arXiv 1805.07457). With the softmax p = S(x), one-hot labels y, and iteration t of T,
+the players minimise
 
     S:    lambda_pixel L_pixel + lambda_asm sum_l mean d_l(y, p)
-    A, R: lambda_adv 10^(-t/T) sum_l mean max(0, 0.8 - d_l(y, onehot(argmax p)))
+    A, R: lambda_adv 10^(-t/T) sum_l mean max(0, margin - d_l(y, onehot(argmax p)))
           + lambda_rec CE(R(y), y)
+    d_l(a, b) = |n(f_l(a)) - n(f_l(b))|^2,   n(v) = v / |v|
 
-`lightning_seg.losses.structure_matching` has the equation of d. This is what the authors' code
-does. The printed objective (`mode: literal`) has neither normalisation nor margin,
+These are the objectives of the authors' code. The objective printed in the paper (`mode: literal`)
+has neither normalisation nor margin, and A can raise it without end:
 
     S minimises and A maximises  1/2 sum_l mean |f_l(y) - f_l(p)|^2
 
-and A can raise it without end. Differences from the authors' code: void labels are masked, means
-are over what is left (`reference_mean: true` counts all, as they do); A has one optimizer instead
-of two with the same settings, which is the same for SGD; a batch is one update of each player.
-They train by the matching loss alone (`lambda_pixel: 0`); adding the pixel loss is their option.
+Differences from the authors' code: void labels are masked, and means are over the other places
+(`reference_mean: true` divides by all places, as the authors do); A and R share one optimizer
+instead of two with equal settings, which makes no difference for SGD; every batch updates each
+player once. The authors train with the matching loss alone (`lambda_pixel: 0`) and have the pixel
+loss as an option.
 """
 
 from __future__ import annotations
@@ -49,35 +53,38 @@ from lightning_seg.training.two_players import TwoPlayerModule
 
 
 class ASMLModule(TwoPlayerModule):
-    """Supervised training on a loss of pixels and the matching of structures.
+    """Supervised training with a loss of pixels and the structure matching loss.
 
-    Logs, at the steps that are logged, each term: `loss_pixel`, `loss_match`, `loss_hinge` (of
-    the analyzer; 0.8 per tap: it sees no difference, 0: all it is asked for), `loss_rec`.
+    The steps that are logged have each term: `loss_pixel`, `loss_match`, the reconstruction
+    `loss_rec`, and the analyzer's `loss_hinge`. A `loss_hinge` of `margin` per tap means that the
+    analyzer sees no difference; 0 means that every difference exceeds the margin.
 
     Args:
-        network: See `SegmentationModule`.
-        num_classes: Number of classes C.
-        analyzer: Makes the opponent from the number of channels, or is it; None takes
-            `StructureAnalyzer`, of which it has to be a kind.
-        pixel_loss: The loss of pixels, logits and class ids -> scalar; None takes `CrossEntropy`.
-        lambda_pixel: Weight of the pixel loss; 0 trains by matching alone.
-        lambda_asm: Weight of the matching loss; 0 switches the analyzer off.
-        lambda_adv: Weight at the start of what the analyzer gains by telling prediction and truth
-            apart; a tenth of it at the end.
-        lambda_rec: Weight of the analyzer's reconstruction of the truth.
-        order: `analyzer_first` steps the analyzer, then the segmenter against the new one, as the
-            authors do; `simultaneous` steps both against the old ones, which saves an analysis of
-            the truth, a backward pass and, across processes, waiting.
-        mode: `hinge` or `literal`, see the module.
-        margin: Squared distance of features that satisfies the analyzer, in (0, 4].
-        single_channel: For two classes: the analyzer sees the second class (foreground) alone.
-        reference_mean: Divide by all places, void ones too.
-        decay_steps: T in iterations; None takes the length of the training.
-        opponent_optimizer: The analyzer's, as in the authors' code.
-        options: Passed to `TwoPlayerModule`.
+        network: The network, or a function from the number of classes to it; None takes `LRASPP`.
+        num_classes: Number of classes C, without void.
+        analyzer: A `StructureAnalyzer`, or a function from the number of channels of a label map to
+            one; None takes the class itself.
+        pixel_loss: The loss of pixels, a module (logits, class ids) -> scalar; None takes
+            `CrossEntropy`.
+        lambda_pixel: Weight of the pixel loss, at least 0; 0 trains with the matching loss alone.
+        lambda_asm: Weight of the matching loss, at least 0; 0 switches the analyzer off.
+        lambda_adv: Weight of the analyzer's hinge at the start of the training, at least 0. The
+            weight falls to a tenth at iteration T.
+        lambda_rec: Weight of the reconstruction of the labels by the analyzer, at least 0.
+        order: `analyzer_first` steps the analyzer, and then the segmenter against the new analyzer,
+            as the authors do. `simultaneous` steps each player against the other one as it was,
+            which saves one analysis of the labels and one backward pass.
+        mode: `hinge` is the objective of the authors' code, `literal` the one printed in the paper.
+        margin: Squared distance of two normalised features from which the hinge is 0, in (0, 4].
+        single_channel: Whether the analyzer sees only the second class (foreground) of two.
+        reference_mean: Whether means divide by all places, void ones included.
+        decay_steps: T in iterations, at least 1; None takes the length of the training.
+        opponent_optimizer: Function from parameter groups to the analyzer's optimizer; the default
+            is the SGD of the authors' code.
+        options: Arguments of `TwoPlayerModule`.
 
     Raises:
-        SetupError: Settings out of range or that contradict each other.
+        SetupError: A setting is out of range, or two settings contradict each other.
     """
 
     analyzer: StructureAnalyzer
@@ -116,21 +123,21 @@ class ASMLModule(TwoPlayerModule):
             lambda_rec=lambda_rec,
         )
         if not 0 < margin <= 4:
-            raise SetupError(f"margin must be in (0, 4], not {margin} (option: --model.margin)")
+            raise SetupError(f"margin must be in (0, 4], not {margin}", option="margin")
         require_one_of("analyzer_first", "simultaneous", order=order)
         require_one_of("hinge", "literal", mode=mode)
         if decay_steps is not None:
             require_range(1, math.inf, decay_steps=decay_steps)
         if single_channel and num_classes != 2:
             raise SetupError(
-                f"single_channel is for two classes, not {num_classes} "
-                "(option: --model.single_channel false)"
+                f"single_channel is for two classes, not {num_classes}",
+                option="single_channel false",
             )
         channels = 1 if single_channel else num_classes
         self.analyzer, _ = self.adopt("analyzer", analyzer or StructureAnalyzer, channels)
         if not isinstance(self.analyzer, StructureAnalyzer):
             raise SetupError(
-                f"{type(self.analyzer).__name__} is no StructureAnalyzer (option: --model.analyzer)"
+                f"{type(self.analyzer).__name__} is no StructureAnalyzer", option="analyzer"
             )
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_pixel = lambda_pixel
@@ -146,11 +153,11 @@ class ASMLModule(TwoPlayerModule):
 
     @property
     def opponent(self) -> nn.Module:
-        """The analyzer and its decoder."""
+        """The analyzer with its decoder."""
         return self.analyzer
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Update both players on one batch, on its labelled images where there are others too."""
+        """Update both players on a batch; of a batch of groups, on its group `labeled`."""
         batch = labeled_part(batch)
         outputs, target = self.outputs(batch["image"]), batch["mask"]
         losses = self.supervised_losses(outputs, target)
@@ -179,17 +186,17 @@ class ASMLModule(TwoPlayerModule):
     def analyzer_loss(
         self, logits: Tensor, target: Tensor, truth: Tensor, valid: list[Tensor]
     ) -> tuple[Tensor | None, dict[str, Tensor], list[Tensor] | None]:
-        """Return the analyzer's loss.
+        """Return the loss of the analyzer.
 
         Args:
-            logits: (B, C, H, W), detached.
+            logits: (B, C, H, W) logits of the segmenter, detached.
             target: (B, H, W) class ids.
-            truth: The same as the analyzer sees it.
-            valid: Of `StructureAnalyzer.valid`.
+            truth: The one-hot labels, as `encode` returns them.
+            valid: The valid places of every tap, as `StructureAnalyzer.valid` returns them.
 
         Returns:
-            The loss, its terms for the logs, and the features of the truth, detached; None, none
-            and None where both weights are 0 and the analyzer has nothing to learn.
+            The scalar loss, its terms for the logs, and the features of the labels, detached. Where
+            both weights are 0, the loss and the features are None and there are no terms.
         """
         if self.lambda_adv == self.lambda_rec == 0:
             return None, {}, None
@@ -202,27 +209,30 @@ class ASMLModule(TwoPlayerModule):
                 others = self.analyzer.features(
                     self.encode(one_hot_map(labels, self.num_classes, -1))
                 )
-                told = structure_hinge_loss(
+                gain = structure_hinge_loss(
                     features, others, valid, self.reference_mean, self.margin
                 )
-                terms["loss_hinge"] = told
+                terms["loss_hinge"] = gain
             else:
                 others = self.analyzer.features(self.encode(at_least_float32(logits).softmax(1)))
-                told = -self._distance(features, others, valid)
-            loss = loss + self.adversarial_weight() * told
+                gain = -self._distance(features, others, valid)
+            loss = loss + self.adversarial_weight() * gain
         terms = {name: value.detach() for name, value in terms.items()}
         return loss, terms, [each.detach() for each in features]
 
     def matching_loss(
         self, logits: Tensor, truth: Tensor, valid: list[Tensor], features: list[Tensor] | None
     ) -> Tensor:
-        """Return the distance of prediction and truth for the segmenter; no gradient to A.
+        """Return the matching loss of the segmenter, without a gradient to the analyzer.
 
         Args:
-            logits: (B, C, H, W).
-            truth: The labels as the analyzer sees them.
-            valid: Of `StructureAnalyzer.valid`.
-            features: Of the truth, without gradient; None computes them.
+            logits: (B, C, H, W) logits of the segmenter.
+            truth: The one-hot labels, as `encode` returns them.
+            valid: The valid places of every tap, as `StructureAnalyzer.valid` returns them.
+            features: The features of the labels, without gradient; None computes them.
+
+        Returns:
+            A scalar.
         """
         if features is None:
             with torch.no_grad():
@@ -232,8 +242,8 @@ class ASMLModule(TwoPlayerModule):
         return self._distance(features, others, valid)
 
     def encode(self, maps: Tensor) -> Tensor:
-        """Return (B, C, H, W) class probabilities as the analyzer sees them."""
-        maps = maps.to(self.image_mean.dtype)  # its weights', also where nothing is in float32
+        """Return the channels of (B, C, H, W) class probabilities that the analyzer takes."""
+        maps = maps.to(self.image_mean.dtype)  # the dtype of the weights, also in a float16 module
         return maps[:, 1:] if self.single_channel else maps
 
     def adversarial_weight(self) -> float:
@@ -241,8 +251,8 @@ class ASMLModule(TwoPlayerModule):
         length = self.decay_steps or self.trainer.estimated_stepping_batches
         if length == math.inf:
             raise SetupError(
-                "the analyzer's weight falls over the length of training, but training has no end: "
-                "set --trainer.max_steps, --trainer.max_epochs or --model.decay_steps"
+                "the weight lambda_adv falls over the length of training, but training has no end",
+                option=("trainer.max_steps", "trainer.max_epochs", "decay_steps"),
             )
         return self.lambda_adv * 10 ** -min(1.0, self.trainer.global_step / length)
 

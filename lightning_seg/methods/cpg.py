@@ -1,17 +1,18 @@
-"""Probability gradients: make class probabilities change where the labels do.
+"""Probability gradients: class probabilities change in space where the labels change.
 
-A convolution with an edge kernel gives the spatial gradient of each class's probability and of its
-labels; at the labels' boundaries the two are to be equal. It sharpens boundaries that per-pixel
-losses leave blurred, changes nothing in the network and costs nothing at prediction.
+A convolution with an edge kernel K_d gives the spatial gradient, in direction d, of the probability
+P_c of each class and of its one-hot labels Y_c. At the boundaries of the labels the two gradients
+are made equal, which sharpens boundaries that per-pixel losses leave blurred:
 
-Convolution-based Probability Gradient Loss for Semantic Segmentation (2024, arXiv 2404.06704):
+    L = L_pixel + lambda_cpg mean over (c, d, x) with (K_d * Y_c)(x) != 0
+                             of ((K_d * P_c)(x) - (K_d * Y_c)(x))^2
 
-    L = L_pixel + lambda_cpg * L_cpg
+Convolution-based Probability Gradient Loss for Semantic Segmentation (2024, arXiv 2404.06704). The
+network does not change, and predictions cost nothing more.
 
-The equation of L_cpg stands in `lightning_seg.losses.probability_gradient`. Differences from the
-authors' code: 0 instead of NaN where there is no boundary; void pixels make no edges unless
-`void: reference` asks for it; boundaries are found on integers. The loss weight is not in the
-paper's public parts: 1 is ours.
+Differences from the authors' code: the loss is 0 instead of NaN where there is no boundary; void
+pixels make no edges unless `void: reference` asks for it; boundaries are found on integers. The
+weight lambda_cpg = 1 is a default chosen here.
 """
 
 from __future__ import annotations
@@ -29,26 +30,29 @@ from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 
 
 class CPGModule(SegmentationModule):
-    """Supervised training on a loss of pixels and the probability gradient loss.
+    """Supervised training with a loss of pixels and the probability gradient loss.
 
-    Logs both terms, and at the steps that are logged `boundary`, the share of the labelled pixels
-    at which the second one looks.
+    Logs `loss`, `loss_pixel` and `loss_cpg`; the steps that are logged also have `boundary`, the
+    share of the labelled pixels that lie at a boundary.
 
     Args:
-        network: See `SegmentationModule`.
-        num_classes: Number of classes C.
-        pixel_loss: The loss of pixels, logits and class ids -> scalar; None takes `CrossEntropy`.
-            `LossMaxPooling` goes as well.
-        lambda_cpg: Weight of the probability gradient loss.
-        kernel_size: 3, 5 or 7.
-        void: What void pixels in a window do; see `probability_gradient_loss`.
-        normalize: Bring the kernels to one scale, so that `lambda_cpg` serves all sizes.
-        on_aux: Also on the auxiliary heads, weighted by `lambda_aux`.
-        across_ranks: Average over the boundaries of all processes, not per process.
-        options: Passed to `SegmentationModule`.
+        network: The network, or a function from the number of classes to it; None takes `LRASPP`.
+        num_classes: Number of classes C, without void.
+        pixel_loss: The loss of pixels, a module (logits, class ids) -> scalar such as
+            `LossMaxPooling`; None takes `CrossEntropy`.
+        lambda_cpg: Weight of the probability gradient loss, at least 0.
+        kernel_size: Side of the edge kernel in pixels: 3, 5 or 7.
+        void: Effect of void pixels in a window: `strict` excludes the window, `reference` lets void
+            make edges as in the authors' code, `nearest` takes the nearest label.
+        normalize: Whether the kernels of all sizes have the same scale, so that one `lambda_cpg`
+            suits all of them.
+        on_aux: Whether the loss acts on auxiliary logits too, weighted by `lambda_aux`.
+        across_ranks: Whether the mean is over the boundaries of all processes; False takes the mean
+            of each process.
+        options: Arguments of `SegmentationModule`.
 
     Raises:
-        SetupError: Settings out of range.
+        SetupError: A setting is out of range.
     """
 
     def __init__(
@@ -75,10 +79,10 @@ class CPGModule(SegmentationModule):
                 kernel_size, void, self.ignore_index, normalize, across_ranks
             )
         except ValueError as error:
-            raise SetupError(f"{error} (options: --model.kernel_size, --model.void)") from error
+            raise SetupError(str(error), option=("kernel_size", "void")) from error
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of one batch, of its labelled images where there are others too."""
+        """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""
         batch = labeled_part(batch)
         outputs, target = self.outputs(batch["image"]), batch["mask"]
         losses = self.supervised_losses(outputs, target)
@@ -96,7 +100,7 @@ class CPGModule(SegmentationModule):
 
     @torch.no_grad()
     def boundary_share(self, target: Tensor) -> Tensor:
-        """Return the share of the labelled pixels of (B, H, W) class ids that lie at a boundary."""
+        """Return the share of boundary pixels among the labelled pixels of (B, H, W) class ids."""
         labelled = (target != self.ignore_index).sum().clamp(min=1)
         share: Tensor = self.cpg.boundary(target).sum() / labelled
         return share

@@ -1,15 +1,15 @@
-"""Jigsaw puzzles: an encoder learns what things are by putting their parts in order.
+"""Jigsaw puzzles: an encoder learns without labels, by finding the order of an image's tiles.
 
-The middle of an image is cut into 3 x 3 cells, a tile is taken from somewhere in each, and the
-tiles are shuffled by one of a fixed set of permutations that differ as much as possible. The
-encoder looks at each tile by itself; from what it says of all nine, a linear layer guesses which
+The middle of an image is cut into 3 x 3 cells, a tile is taken at a random place of each cell, and
+the tiles are shuffled by one of a fixed set of permutations that differ as much as possible. The
+encoder sees each tile separately. From its features of all nine tiles a linear layer predicts which
 permutation it was:
 
     L = CE(permutation)
 
 M. Noroozi, P. Favaro: Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles
-(ECCV 2016, arXiv 1603.09246). Sizes, the share of grey images and the head follow the recipe for
-a ResNet-50 in VISSL. The images' own colours are `input_mode: rgb`; `gray` makes all of them grey.
+(ECCV 2016, arXiv 1603.09246). Sizes, the share of grey images and the head follow the recipe for a
+ResNet-50 in VISSL. `input_mode: rgb` keeps the colours of the other images, `gray` keeps none.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ from lightning_seg.training.pretraining import ImagePretrainingModule
 
 
 class JigsawModule(ImagePretrainingModule):
-    """Trains an encoder on images without labels.
+    """Training of an encoder on images without labels.
 
-    Logs the loss and `accuracy`, the share of puzzles that are solved.
+    Logs `loss` and `accuracy`, the share of puzzles that are solved.
 
     Args:
-        encoder: Its last map is averaged over each tile.
-        permutations: How many there are to choose from, at least 2.
-        grid: Cells per side, 2 or 3.
-        jitter: Share of a cell's side that the tile leaves free, in [0, 1): where it lies in the
-            cell is random in training, so that edges do not give the order away.
-        tile_size: Side in pixels that tiles are resized to; 64 are what 255-pixel crops give.
+        encoder: The encoder; its last feature map is averaged over each tile.
+        permutations: Number of permutations to choose from, at least 2.
+        grid: Number of cells per side, 2 or 3.
+        jitter: Share of a cell's side that a tile leaves free, in [0, 0.99]. In training a tile
+            lies at a random place of its cell, so that edges do not give the order away.
+        tile_size: Side in pixels to which tiles are resized, at least 1; crops of 255 pixels give
+            64 without resizing.
         gray_share: Share of the training images that are made grey, in [0, 1].
-        width: What the encoder's words on a tile are reduced to.
-        permutation_seed: Of the set.
-        options: Passed to `ImagePretrainingModule`.
+        width: Number of channels of a tile's embedding, at least 1.
+        permutation_seed: Seed of the set of permutations, at least 0.
+        options: Arguments of `ImagePretrainingModule`.
 
     Raises:
-        SetupError: Settings out of range.
+        SetupError: A setting is out of range.
     """
 
     permutations: Tensor
-    headings = ("the puzzle", "its guess", "solved")
+    headings = ("puzzle", "prediction", "solution")
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class JigsawModule(ImagePretrainingModule):
         try:
             chosen = far_permutations(permutations, grid * grid, permutation_seed)
         except ValueError as error:
-            raise SetupError(f"{error} (options: --model.permutations, --model.grid)") from error
+            raise SetupError(str(error), option=("permutations", "grid")) from error
         super().__init__(JigsawNetwork(encoder, permutations, grid * grid, width), **options)
         self.register_buffer("permutations", chosen)
         self.grid = grid
@@ -83,7 +84,7 @@ class JigsawModule(ImagePretrainingModule):
 
     @property
     def encoder(self) -> TimmEncoder:
-        """The network without its head."""
+        """The encoder, without the head on top of it."""
         encoder: TimmEncoder = self.network.encoder  # type: ignore[assignment]
         return encoder
 
@@ -96,16 +97,17 @@ class JigsawModule(ImagePretrainingModule):
         """Return (B, T, 3, tile_size, tile_size) tiles in [0, 1], in their true order.
 
         Args:
-            image: (B, 3, H, W) RGB, uint8 or in [0, 1].
-            offsets: (B, T, 2) in [0, 1): where in its cell a tile lies, down and across.
+            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
+            offsets: (B, T, 2) in [0, 1): the place of each tile in its cell, down and across.
         """
         image = image.float() / 255 if not image.is_floating_point() else image
         return cut_tiles(image, offsets, self.grid, self.jitter, self.tile_size)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of one batch of images, whatever labels it has."""
+        """Return the loss of a batch of images; of a batch of groups, of its group `unlabeled`."""
         batch = batch.get("unlabeled", batch)
         image, device = batch["image"], batch["image"].device
+        # (B, 3, H, W) -> (B, T, 3, s, s), some of them grey -> shuffled -> (B, permutations)
         tiles = self.cut(image, torch.rand(len(image), self.grid**2, 2, device=device))
         gray = torch.rand(len(tiles), 1, 1, 1, 1, device=device) < self.gray_share
         tiles = tiles.mean(2, keepdim=True).expand_as(tiles).where(gray, tiles)
@@ -119,7 +121,7 @@ class JigsawModule(ImagePretrainingModule):
     # Validation
 
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count a batch of puzzles that are the same each time, of tiles from the cells' middle."""
+        """Add a batch of puzzles, which are the same in every validation, to the scores."""
         super().evaluation_step(batch, batch_idx)
         puzzle, logits, _ = self._solve(batch["image"], batch_idx)
         count = torch.tensor(len(puzzle), device=puzzle.device)
@@ -127,7 +129,10 @@ class JigsawModule(ImagePretrainingModule):
         self.mean_accuracy.update((logits.argmax(1) == puzzle).float().mean(), count)
 
     def _solve(self, image: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the permutations' numbers, the network's logits, and the shuffled tiles."""
+        """Return the numbers of the permutations, the logits, and the shuffled tiles.
+
+        The tiles are from the middle of their cells.
+        """
         generator = torch.Generator().manual_seed(seed)
         puzzle = torch.randint(len(self.permutations), (len(image),), generator=generator)
         puzzle = puzzle.to(image.device)
@@ -136,13 +141,13 @@ class JigsawModule(ImagePretrainingModule):
         return puzzle, self(tiles), tiles
 
     def evaluation(self) -> dict[str, Tensor]:
-        """Return the loss and the share of puzzles that were solved."""
+        """Return the mean loss and the share of puzzles that were solved."""
         accuracy = self.mean_accuracy.compute()
         self.mean_accuracy.reset()
         return {**super().evaluation(), "accuracy": accuracy}
 
     def row(self, image: Tensor, number: int) -> list[Tensor]:
-        """Return a puzzle, as the network solves it, and solved."""
+        """Return the tiles shuffled, in the predicted order, and in the true order."""
         puzzle, logits, tiles = self._solve(image, number)
         guess = unshuffle(tiles, self.permutations[logits.argmax(1)])
         truth = unshuffle(tiles, self.permutations[puzzle])

@@ -1,16 +1,21 @@
-"""Loss max-pooling: train on the worst weights of the pixels within a convex set.
+"""Loss max-pooling: the worst case of the loss over a convex set of pixel weights.
 
-Long-tailed classes drown in the mean over pixels. Loss max-pooling replaces the uniform weights by
-those that make the loss largest, as far as two norms allow: hard pixels, which are often those of
-rare classes, get more, and no pixel gets more than `tau`.
+In a mean over pixels, rare classes hardly count. Loss max-pooling replaces the uniform weights by
+those that make the loss largest within two norms. Hard pixels, often those of rare classes, get
+larger weights, and no weight exceeds tau:
+
+    L = max_w sum_i w_i l_i   where   w >= 0,  |w|_p <= n^(-1/q),  |w|_inf <= tau
+    tau = n^(-1/q) (ratio n)^(-1/p),   1/p + 1/q = 1
+
+l_i are the cross-entropies of the n labelled pixels.
 
 S. Rota Bulo, G. Neuhold, P. Kontschieder: Loss Max-Pooling for Semantic Image Segmentation (CVPR
-2017, arXiv 1704.02966). The equations stand in `lightning_seg.losses.loss_max_pooling`.
+2017, arXiv 1704.02966). `lightning_seg.losses.loss_max_pooling` computes the optimum.
 
-Differences from the code in use (mpl.pytorch): the optimum is exact, also with losses that are 0
-and with a fractional support; void pixels are left out by the mask, not by a loss near 0; each
-image is pooled by itself, and each auxiliary head. The paper's sampling of rare classes is the
-data modules' `sampling: classes`.
+Differences from the public code (mpl.pytorch): the optimum is exact, also for losses of 0 and for a
+fractional ratio * n; void pixels are excluded by a mask, not by a loss near 0; every image and
+every auxiliary head is pooled separately. The paper's sampling of rare classes is the option
+`sampling: classes` of the data modules.
 """
 
 from __future__ import annotations
@@ -27,25 +32,29 @@ from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 
 
 class LMPModule(SegmentationModule):
-    """Supervised training on the max-pooled cross-entropy.
+    """Supervised training with the max-pooled cross-entropy.
 
-    Logs, beside the loss and at the steps that are logged, the plain cross-entropy `loss_ce`, the
-    effective support `support` = (sum w)^2 / (n sum w^2) in (0, 1], and `weight/<class>`, the share
-    of the weight on a class's pixels, against `pixels/<class>`, the class's share of the pixels.
+    Besides `loss`, the steps that are logged have the plain cross-entropy `loss_ce`, the effective
+    support `support` = (sum w)^2 / (n sum w^2) in (0, 1], and for each class `weight/<class>`, the
+    share of the weight on its pixels, beside `pixels/<class>`, its share of the pixels.
 
     Args:
-        network: See `SegmentationModule`.
-        num_classes: Number of classes C.
-        p: Norm of the weights, in [1, inf]: small is steep, inf is the plain mean.
-        ratio: Least share of the pixels with weight, in (0, 1]; 1 is the plain mean.
-        per_image: Pool every image by itself; False pools the batch of a process.
-        across_ranks: Pool the batches of all processes together; needs `per_image: false`.
-        class_weights: One weight per class, multiplied into the losses before pooling.
-        label_smoothing: Share of the target spread over all classes, in [0, 1].
-        options: Passed to `SegmentationModule`.
+        network: The network, or a function from the number of classes to it; None takes `LRASPP`.
+        num_classes: Number of classes C, without void.
+        p: Order of the norm that bounds the weights, in [1, inf]. A small p prefers hard pixels
+            strongly, inf is the plain mean.
+        ratio: Smallest share of the pixels among which the weight is divided, in (0, 1]; 1 is the
+            plain mean.
+        per_image: Whether every image is pooled separately; False pools the batch of a process.
+        across_ranks: Whether the batches of all processes are pooled together; this needs
+            `per_image: false`.
+        class_weights: One weight per class, multiplied into the losses before pooling; None weighs
+            all classes equally.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        options: Arguments of `SegmentationModule`.
 
     Raises:
-        SetupError: Settings out of range or that contradict each other.
+        SetupError: A setting is out of range, or two settings contradict each other.
     """
 
     loss: LossMaxPooling
@@ -65,16 +74,19 @@ class LMPModule(SegmentationModule):
     ) -> None:
         super().__init__(network, num_classes=num_classes, **options)
         if class_weights is not None and len(class_weights) != num_classes:
-            raise SetupError(f"{len(class_weights)} class_weights for {num_classes} classes")
+            raise SetupError(
+                f"{len(class_weights)} class_weights for {num_classes} classes",
+                option="class_weights",
+            )
         try:
             self.loss = LossMaxPooling(
                 p, ratio, self.ignore_index, per_image, class_weights, label_smoothing, across_ranks
             )
         except ValueError as error:
-            raise SetupError(f"{error} (options: --model.p, --model.ratio)") from error
+            raise SetupError(str(error), option=("p", "ratio", "per_image")) from error
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of one batch, of its labelled images where there are others too."""
+        """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""
         batch = labeled_part(batch)
         outputs, target = self.outputs(batch["image"]), batch["mask"]
         losses = self.supervised_losses(outputs, target)
@@ -85,12 +97,13 @@ class LMPModule(SegmentationModule):
 
     @torch.no_grad()
     def attention(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return scalars that tell where the loss looks; see the class.
+        """Return the scalars that the class's docstring lists, by name.
 
         Args:
-            logits: (B, C, H, W).
+            logits: (B, C, H, W) logits.
             target: (B, H, W) class ids.
         """
+        # (B, C, H, W) -> (B, H, W) cross-entropies and weights, 0 where void
         _, losses, weights = self.loss.pooled(logits, target)
         valid = target != self.ignore_index
         count = valid.sum().clamp(min=1)
@@ -99,6 +112,7 @@ class LMPModule(SegmentationModule):
             "loss_ce": losses.sum() / count,
             "support": total.square() / weights.square().sum().clamp(min=1e-30) / count,
         }
+        # (B, H, W) -> (C,) sums per class
         kinds = {"weight": weights / total, "pixels": valid.to(weights.dtype) / count}
         classes = target.where(valid, 0).flatten()
         for kind, values in kinds.items():
@@ -109,14 +123,14 @@ class LMPModule(SegmentationModule):
 
     @torch.no_grad()
     def weight_map(self, image: Tensor, target: Tensor) -> Tensor:
-        """Return where the loss looks, for a picture.
+        """Return the weight of every pixel in the loss.
 
         Args:
-            image: (B, 3, H, W) RGB, uint8 or in [0, 1].
+            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
             target: (B, H, W) class ids.
 
         Returns:
-            (B, H, W) weights in multiples of the uniform weight; 0 where void.
+            (B, H, W) weights in multiples of the uniform weight, 0 where void.
         """
         weights = self.loss.pooled(self(image), target).weights
         valid = target != self.ignore_index

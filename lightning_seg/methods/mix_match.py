@@ -1,19 +1,21 @@
-"""Mix-and-match tuning: patches of one class move together, those of others apart.
+"""Mix-and-match tuning: embeddings of patches of one class attract each other, others repel.
 
-Between a pre-training without labels and the fine-tuning of a segmentation network. The data
-module mixes: it cuts patches out of the labelled images, each with the class of its centre pixel.
-This module matches them. With e_i the unit vector of patch i's last feature map, and for each
-patch a positive p and a negative n read off a class-wise connected graph of the batch,
+This stage lies between a pre-training without labels and the fine-tuning of a segmentation network.
+The data module cuts patches out of the labelled images, each with the class of its centre pixel
+("mix"), and this module trains the encoder on triplets of them ("match"). With e_i the last feature
+map of patch i, normalised to length 1, and a positive p and a negative n of each patch from a
+class-wise connected graph over the N patches of a batch,
 
     L = 1/(2N) sum_i max(0, margin + |e_i - e_p|^2 - |e_i - e_n|^2)
 
 X. Zhan, Z. Liu, P. Luo, X. Tang, C. C. Loy: Mix-and-Match Tuning for Self-Supervised Semantic
 Segmentation (AAAI 2018, arXiv 1712.00661).
 
-Differences from the authors' code: a patch that is alone in its class, or has no other class in
-its batch, has no triplet; biases learn and decay like all weights; encoders are timm's, where
-theirs are an AlexNet and a VGG-16. `lightning_seg.losses.triplets` has those of the graph,
-`datamodules.PatchMixer` those of the patches.
+Differences from the authors' code: a patch without another one of its class, or without one of
+another class, in its batch has no triplet; biases are trained and decayed like all weights; the
+encoders are timm's, and the authors' are an AlexNet and a VGG-16. The docstrings of
+`lightning_seg.losses.triplets` and `datamodules.PatchMixer` list the differences in the graph and
+in the patches.
 """
 
 from __future__ import annotations
@@ -43,36 +45,37 @@ from lightning_seg.training.pretraining import PretrainingModule
 
 
 class MixMatchModule(PretrainingModule):
-    """Tunes an encoder on labelled patches: batches of a data module with `patches`.
+    """Training of an encoder on the labelled patches of a data module with the option `patches`.
 
-    Logs the loss and, at the steps that are logged and at every validation, the mean squared
-    distances `d_ap` of anchors and positives and `d_an` of anchors and negatives, `accuracy`, the
-    share of triplets with d_ap < d_an, `classes`, how many a graph has, and `singleton_share`, how
-    many of these have one patch; at validation also `recall_at_1`, the share of patches whose
-    nearest neighbour has their class, of which 1 / C is chance only if all are equally frequent.
+    Besides `loss`, the steps that are logged and every validation have the mean squared distances
+    `d_ap` of anchors and positives and `d_an` of anchors and negatives, the `accuracy`, which is
+    the share of triplets with d_ap < d_an, the number of `classes` in a batch, and `singleton_share`,
+    the share of these classes that have one patch. Validation also has `recall_at_1`, the share of
+    patches whose nearest neighbour has their class.
 
     Args:
-        encoder: Its last feature map embeds a patch.
-        num_classes: Number of classes, for the colours of pictures.
-        class_names: One name per class, for pictures.
-        palette: One RGB colour in 0..255 per class, for pictures.
-        margin: By how much a negative is to be further away than the positive, in squared
-            distance. 2.1 lies above the largest distance, 2, of embeddings without negative
-            components, such as those behind a ReLU: every triplet counts.
-        sampler: Read triplets off the class-wise connected `graph`, or draw them at `random`.
-        graph_scope: One graph for the patches of each process, `local`, or one `global` graph for
-            those of all: its gradients are those of one process with all the patches.
-        flatten: Embed by the whole `map`, as the authors do, or by its mean over positions, `gap`,
-            for encoders whose last map is large: 4x4x2048 for a ResNet-50 and 128-pixel patches.
-        val_patches: Validation patches that a process keeps at most for `recall_at_1` and the
-            picture; the first ones.
-        options: Passed to `MethodModule`.
+        encoder: The encoder; its last feature map is the embedding of a patch.
+        num_classes: Number of classes C, for the colours of pictures.
+        class_names: One name per class, for pictures; None takes `class_0`, `class_1`, ...
+        palette: One RGB colour in 0..255 per class, for pictures; None takes Pascal VOC's.
+        margin: Squared distance by which a negative should be further away than the positive, at
+            least 0. With 2.1 every triplet counts where embeddings have no negative components,
+            such as after a ReLU, because their squared distance is at most 2.
+        sampler: `graph` takes triplets from the class-wise connected graph, `random` draws them.
+        graph_scope: `local` makes a graph of the patches of each process, `global` one of the
+            patches of all processes, with the gradients of one process that has all patches.
+        flatten: The embedding is the whole `map`, as in the authors' code, or the mean over its
+            positions, `gap`, for encoders with a large last map (4x4x2048 for a ResNet-50 and
+            patches of 128 pixels).
+        val_patches: Largest number of validation patches per process for `recall_at_1` and the
+            picture, at least 2; the first ones are kept.
+        options: Arguments of `MethodModule`.
 
     Raises:
-        SetupError: Settings out of range.
+        SetupError: A setting is out of range.
     """
 
-    needs = ("label", "it trains on labelled patches (option: --data.patches PatchMixer)")
+    needs = ("label", "it trains on labelled patches", "data.patches PatchMixer")
 
     def __init__(
         self,
@@ -107,22 +110,22 @@ class MixMatchModule(PretrainingModule):
 
     @property
     def encoder(self) -> TimmEncoder:
-        """All of the network."""
+        """The encoder, which is the whole network."""
         assert isinstance(self.network, TimmEncoder)
         return self.network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return (N, D) embeddings of (N, 3, H, W) RGB patches, uint8 or in [0, 1]."""
+        """Return (N, D) embeddings of length 1 of (N, 3, H, W) RGB patches, uint8 or in [0, 1]."""
         deepest: Tensor = self.network(self.normalize(image))[-1]
         rows = deepest.flatten(1) if self.flatten == "map" else deepest.float().mean((2, 3))
         return unit_vectors(rows)
 
     def sample(self, labels: Tensor, step: tuple[int, ...]) -> Triplets:
-        """Return triplets of (N,) labels, the same for the same step on all processes and devices.
+        """Return random triplets, which depend on the labels, the seed and the step only.
 
         Args:
-            labels: Class ids.
-            step: Numbers of this draw, beside the seed of `seed_everything`.
+            labels: (N,) class ids.
+            step: Numbers that tell this draw from others; the seed is that of `seed_everything`.
         """
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         entropy = np.random.SeedSequence((seed, *step)).generate_state(1, np.uint64)[0]
@@ -131,12 +134,12 @@ class MixMatchModule(PretrainingModule):
         return draw(labels, generator)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss of one batch of patches."""
+        """Return the loss of a batch of patches."""
         embeddings, labels = self(batch["image"]), batch["label"]
         rank = self.global_rank
         if self.graph_scope == "global":
             embeddings, labels = gather_embeddings(embeddings, labels)
-            rank = 0  # the triplets must be the same everywhere
+            rank = 0  # every process draws the same triplets
         triplets = self.sample(labels, (self.global_step, batch_idx, rank))
         losses = {"loss": triplet_loss(embeddings, *triplets, margin=self.margin)}
         if self.logs_now():
@@ -147,7 +150,7 @@ class MixMatchModule(PretrainingModule):
     # Validation
 
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Keep the embeddings of a batch."""
+        """Keep the embeddings of a batch, up to `val_patches`."""
         if batch_idx == 0:
             self._kept = []
         left = self.val_patches - sum(len(labels) for _, labels in self._kept)
@@ -155,7 +158,7 @@ class MixMatchModule(PretrainingModule):
             self._kept.append((self(batch["image"][:left]), batch["label"][:left]))
 
     def evaluation(self) -> dict[str, Tensor]:
-        """Return the loss and the class's other scores, of the patches of all processes."""
+        """Return the loss and the other scores of the patches of all processes."""
         embeddings, labels = (torch.cat(each) for each in zip(*self._kept, strict=True))
         embeddings, labels = gather_embeddings(embeddings, labels)
         self._kept, self._embedded = [], (embeddings, labels)
@@ -167,12 +170,12 @@ class MixMatchModule(PretrainingModule):
         }
 
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Return the validation patches in the plane of their first two principal components."""
+        """Return a picture of the validation patches in their first two principal components."""
         if self._embedded is None or len(self._embedded[1]) < 3:
             return {}
         embeddings, labels = self._embedded
         centred = (embeddings - embeddings.mean(0)).cpu()
-        with torch.random.fork_rng(devices=[]):  # the approximation draws
+        with torch.random.fork_rng(devices=[]):  # pca_lowrank draws random numbers
             torch.manual_seed(0)
             _, _, axes = torch.pca_lowrank(centred, q=2, center=False)
         points = centred @ axes

@@ -1,22 +1,26 @@
-"""Adversarial semi-supervised segmentation: a discriminator tells which predictions to trust.
+"""Adversarial semi-supervised segmentation: a discriminator selects the predictions to trust.
 
-A fully convolutional discriminator D tells labels from predictions at every place. The segmenter S
-learns to be taken for labels, on labelled and unlabelled images, and on unlabelled images learns
-its own most probable classes wherever D is confident enough. At prediction D is not needed.
+A fully convolutional discriminator D tells label maps from predictions at every pixel. The
+predictions of the segmenter S learn to pass for labels, on labelled and on unlabelled images. On
+unlabelled images S also learns its own most probable classes at the pixels where D is confident. D
+is not used for predictions.
 
 W.-C. Hung, Y.-H. Tsai, Y.-T. Liou, Y.-Y. Lin, M.-H. Yang: Adversarial Learning for Semi-Supervised
-Semantic Segmentation (BMVC 2018, arXiv 1802.07934). With softmax P of the segmenter's logits:
+Semantic Segmentation (BMVC 2018, arXiv 1802.07934). With the softmax P of the segmenter's logits,
+the logits d of D and one-hot labels Y, the players minimise
 
-    S: L_ce(labelled) + lambda_adv L_adv(P_labelled) + lambda_semi L_semi(unlabelled)
+    S: L_ce(labelled) + lambda_adv L_adv(P_labelled) + lambda_semi L_semi(P_unlabelled)
        + lambda_semi_adv L_adv(P_unlabelled)
-    D: L_D(predictions P_labelled and P_unlabelled, other labels)
+    D: 1/2 mean log(1 + exp(d(P))) + 1/2 mean log(1 + exp(-d(Y)))
+    L_adv(P)  = mean log(1 + exp(-d(P)))
+    L_semi(P) = mean over the pixels with sigmoid(d(P)) >= t_semi of -log max_c P_c
 
-`lightning_seg.losses.adversarial` has the equations. Both players see each other as they were
-before the step, as in the authors' code.
+Each player sees the other one as it was before the step, as in the authors' code.
 
-Differences from the authors' code: padding of unlabelled crops is masked (`reference_padding: true`
-does not, as they do); nothing selected is a loss of 0, not a step left out; lambda_semi_adv may be
-0 and semi_start_adv above 0. Weights are those of their published command, not of their code.
+Differences from the authors' code: the padding of unlabelled crops is masked (`reference_padding:
+true` counts it, as the authors do); where no pixel is selected the loss is 0 and the step is taken;
+lambda_semi_adv may be 0 and semi_start_adv above 0. The weights are those of the authors' published
+command, not of the defaults in their code.
 """
 
 from __future__ import annotations
@@ -48,52 +52,55 @@ from lightning_seg.training.two_players import TwoPlayerModule
 
 
 class Judged(NamedTuple):
-    """Predictions and what the discriminator makes of them."""
+    """Predictions and the discriminator's logits for them."""
 
     logits: Tensor
-    """(B, C, H, W) of the segmenter."""
+    """(B, C, H, W) logits of the segmenter."""
     maps: Tensor
-    """(B, C, H, W) probabilities."""
+    """(B, C, H, W) class probabilities."""
     scores: Tensor
-    """(B, H, W) logits of the discriminator, with a gradient to the segmenter."""
+    """(B, H, W) logits of the discriminator, large for labels, with a gradient to the segmenter."""
     valid: Tensor
     """(B, H, W) bool, False where a pixel does not count."""
 
 
 class SemiAdvModule(TwoPlayerModule):
-    """Semi-supervised training with a discriminator.
+    """Semi-supervised training with a discriminator D.
 
-    Batches are dicts of batches: `labeled`, `unlabeled` (needed unless its weights are 0) and
-    `labeled_real`, whose labels D is shown as real; without it those of `labeled` are.
+    A batch is a dict of batches: `labeled`; `unlabeled`, which may be missing where both weights of
+    unlabelled images are 0; and optionally `labeled_real`, whose labels D sees as real. Without
+    `labeled_real` D sees those of `labeled`.
 
-    Logs, at the steps that are logged, each term (`loss_adv`, `loss_semi_adv`, `loss_semi`,
-    `loss_d`: 0.2 to 0.5 is healthy, log 2 = 0.69 is guessing), `d_accuracy_fake` and
-    `d_accuracy_real`, `selected`, the share of the unlabelled pixels that D lets through, and where
-    unlabelled images have masks `selected_accuracy`. Warns when D has won or given up.
+    The steps that are logged have each term: `loss_adv`, `loss_semi_adv`, `loss_semi` and `loss_d`,
+    of which 0.2 to 0.5 is healthy and log 2 = 0.69 is guessing. They also have D's accuracies
+    `d_accuracy_fake` and `d_accuracy_real`, the share `selected` of unlabelled pixels with a
+    pseudo-label, and, where unlabelled images have masks, `selected_accuracy`, the share of
+    pseudo-labels that are right. A warning reports a D that has won or only guesses.
 
     Args:
-        network: See `SegmentationModule`.
-        num_classes: Number of classes C.
-        discriminator: Makes the opponent from the number of classes, or is it: (B, C, H, W) ->
-            (B, 1, h, w) logits; None takes `FCDiscriminator`.
-        pixel_loss: The loss of labelled pixels, logits and class ids -> scalar; None takes
+        network: The network, or a function from the number of classes to it; None takes `LRASPP`.
+        num_classes: Number of classes C, without void.
+        discriminator: A module (B, C, H, W) -> (B, 1, h, w) logits, or a function from the number
+            of classes to it; None takes `FCDiscriminator`.
+        pixel_loss: The loss of labelled pixels, a module (logits, class ids) -> scalar; None takes
             `CrossEntropy`.
-        lambda_adv: Weight of L_adv on labelled images.
-        lambda_semi: Weight of L_semi.
-        lambda_semi_adv: Weight of L_adv on unlabelled images.
-        t_semi: Confidence in [0, 1] from which a pixel is kept for L_semi; below 0.5 on purpose.
-        semi_start: Iteration from which L_semi counts.
-        semi_start_adv: Iteration from which L_adv on unlabelled images counts.
-        train_discriminator_on_unlabeled: Show D the predictions for unlabelled images too.
-        reference_padding: Count the padding of unlabelled crops like an image.
-        joint_forward: Send labelled and unlabelled images through the network together, so that
-            batch norms see one batch of both. Else, as the authors, the unlabelled ones first, and
-            running statistics take both in.
-        opponent_optimizer: The discriminator's.
-        options: Passed to `TwoPlayerModule`.
+        lambda_adv: Weight of L_adv on labelled images, at least 0.
+        lambda_semi: Weight of L_semi, at least 0.
+        lambda_semi_adv: Weight of L_adv on unlabelled images, at least 0.
+        t_semi: Confidence of D in [0, 1] from which a pixel gets a pseudo-label. The paper's 0.2
+            lies below 0.5 on purpose.
+        semi_start: First iteration with L_semi, at least 0.
+        semi_start_adv: First iteration with L_adv on unlabelled images, at least 0.
+        train_discriminator_on_unlabeled: Whether D also sees predictions for unlabelled images.
+        reference_padding: Whether the padding of unlabelled crops counts like an image.
+        joint_forward: Whether labelled and unlabelled images go through the network in one batch,
+            so that batch norms see both. False sends the unlabelled images first, as the authors
+            do, and running statistics are of both.
+        opponent_optimizer: Function from parameter groups to the discriminator's optimizer.
+        options: Arguments of `TwoPlayerModule`.
 
     Raises:
-        SetupError: Settings out of range, or a batch without unlabelled images.
+        SetupError: A setting is out of range, or a batch has no unlabelled images.
     """
 
     def __init__(
@@ -133,7 +140,8 @@ class SemiAdvModule(TwoPlayerModule):
         if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] != 1:
             raise SetupError(
                 f"{type(self.discriminator).__name__} does not return one logit per place, "
-                "(B, 1, h, w) (option: --model.discriminator)"
+                "(B, 1, h, w)",
+                option="discriminator",
             )
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_adv = lambda_adv
@@ -155,28 +163,28 @@ class SemiAdvModule(TwoPlayerModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Update both players on one batch of labelled and unlabelled images."""
         labeled, unlabeled = labeled_part(batch), self._unlabeled(batch)
-        target, outputs, theirs, terms = labeled["mask"], None, None, {}
+        target, outputs, on_unlabeled, terms = labeled["mask"], None, None, {}
         if unlabeled is not None:
-            theirs, outputs = self._judge_unlabeled(unlabeled, labeled["image"])
-            terms = self.unlabeled_terms(theirs)
+            on_unlabeled, outputs = self._judge_unlabeled(unlabeled, labeled["image"])
+            terms = self.unlabeled_terms(on_unlabeled)
         extra = self._weighted(terms)
-        if outputs is None:  # the labelled images have a forward pass of their own, still to come
+        if outputs is None:  # the labelled images have a forward pass of their own
             extra = self.backward_early(extra)
             outputs = self.outputs(labeled["image"])
         losses = self.supervised_losses(outputs, target)
         loss_d = None
         if self.plays:
-            ours = self.judge(outputs["out"][0], target != self.ignore_index)
-            more = self.labeled_terms(ours)
+            on_labeled = self.judge(outputs["out"][0], target != self.ignore_index)
+            more = self.labeled_terms(on_labeled)
             extra, terms = extra + self._weighted(more), terms | more
             losses |= {f"loss_{name}": term.detach() for name, term in terms.items()}
             real = batch.get("labeled_real", labeled)["mask"]
-            loss_d, accuracies = self.discriminator_term(ours, theirs, real)
+            loss_d, accuracies = self.discriminator_term(on_labeled, on_unlabeled, real)
             losses["loss_d"] = loss_d.detach()
             self._watch.watch(losses["loss_d"], losses.get("loss_semi"))
             if self.logs_now():
                 losses |= accuracies
-                losses |= self.selection(theirs, batch.get("unlabeled", {}).get("mask"))
+                losses |= self.selection(on_unlabeled, batch.get("unlabeled", {}).get("mask"))
         losses["loss"] = losses["loss"] + extra
         shown = losses if self.logs_now() else {"loss": losses["loss"]}
         self.log_training(shown, labeled, loss_d)
@@ -184,56 +192,57 @@ class SemiAdvModule(TwoPlayerModule):
 
     @property
     def plays(self) -> bool:
-        """Whether anything depends on the discriminator; if not, it is not trained either."""
+        """Whether a loss depends on the discriminator; otherwise it is not trained."""
         return max(self.lambda_adv, self.lambda_semi, self.lambda_semi_adv) > 0
 
     def judge(self, logits: Tensor, valid: Tensor) -> Judged:
-        """Show predictions to the discriminator, whose weights get no gradient from it.
+        """Return the discriminator's logits for predictions, without a gradient to its weights.
 
         Args:
-            logits: (B, C, H, W) of the segmenter.
+            logits: (B, C, H, W) logits of the segmenter.
             valid: (B, H, W) bool, False where a pixel does not count.
         """
         maps = at_least_float32(logits).softmax(1)
         with frozen(self.discriminator):
             return Judged(logits, maps, self._scores(maps), valid)
 
-    def labeled_terms(self, ours: Judged) -> dict[str, Tensor]:
-        """Return the losses on labelled images whose weights are `lambda_<name>`."""
+    def labeled_terms(self, judged: Judged) -> dict[str, Tensor]:
+        """Return the adversarial losses on labelled images; their weights are `lambda_<name>`."""
         if self.lambda_adv == 0:
             return {}
-        return {"adv": adversarial_loss(ours.scores, ours.valid)}
+        return {"adv": adversarial_loss(judged.scores, judged.valid)}
 
-    def unlabeled_terms(self, theirs: Judged) -> dict[str, Tensor]:
-        """Return this iteration's losses on unlabelled images, likewise."""
+    def unlabeled_terms(self, judged: Judged) -> dict[str, Tensor]:
+        """Return this iteration's losses on unlabelled images, weighted by `lambda_<name>`."""
         terms, iteration = {}, self.trainer.global_step
         if self.lambda_semi_adv > 0 and iteration >= self.semi_start_adv:
-            terms["semi_adv"] = adversarial_loss(theirs.scores, theirs.valid)
+            terms["semi_adv"] = adversarial_loss(judged.scores, judged.valid)
         if self.lambda_semi > 0 and iteration >= self.semi_start:
             terms["semi"] = pseudo_label_loss(
-                theirs.logits, theirs.scores, self.t_semi, theirs.valid, self.ignore_index
+                judged.logits, judged.scores, self.t_semi, judged.valid, self.ignore_index
             )
         return terms
 
     def pseudo_labels(self, judged: Judged) -> Tensor:
-        """Return (B, H, W) class ids, void where the discriminator is not confident enough."""
+        """Return (B, H, W) class ids, void where the confidence is below `t_semi`."""
         return pseudo_labels(
             judged.logits, judged.scores, self.t_semi, judged.valid, self.ignore_index
         )
 
     def discriminator_term(
-        self, ours: Judged, theirs: Judged | None, real: Tensor
+        self, labeled: Judged, unlabeled: Judged | None, real: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the discriminator's loss, and how often it is right.
+        """Return the loss of the discriminator, and its accuracies at the steps that are logged.
 
         Args:
-            ours: Predictions for labelled images.
-            theirs: For unlabelled images.
-            real: (B, H, W) labels.
+            labeled: Predictions for labelled images.
+            unlabeled: Predictions for unlabelled images, where there are some.
+            real: (B, H, W) class ids that are shown as real.
         """
-        shown = [ours]
-        if theirs is not None and self.train_discriminator_on_unlabeled:
-            shown.append(theirs)
+        shown = [labeled]
+        if unlabeled is not None and self.train_discriminator_on_unlabeled:
+            shown.append(unlabeled)
+        # (B, C, H, W) probabilities and one-hot labels -> (B, H, W) logits of the discriminator
         fake = torch.cat([self._scores(each.maps.detach()) for each in shown])
         fake_valid = torch.cat([each.valid for each in shown])
         truth = self._scores(one_hot_map(real, self.num_classes, self.ignore_index))
@@ -248,11 +257,11 @@ class SemiAdvModule(TwoPlayerModule):
 
     @torch.no_grad()
     def selection(self, judged: Judged | None, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return `selected`, and where there are masks `selected_accuracy`, of unlabelled images.
+        """Return the scalars `selected` and, where there are masks, `selected_accuracy`.
 
         Args:
-            judged: Their predictions.
-            mask: (B, H, W) class ids that training does not see.
+            judged: Predictions for unlabelled images; None returns no scalars.
+            mask: (B, H, W) class ids of these images, which training does not use.
         """
         if judged is None:
             return {}
@@ -266,10 +275,10 @@ class SemiAdvModule(TwoPlayerModule):
 
     @torch.no_grad()
     def confidence_map(self, image: Tensor) -> Tensor:
-        """Return where the discriminator takes predictions for labels, for a picture.
+        """Return the discriminator's confidence that the prediction for an image is a label map.
 
         Args:
-            image: (B, 3, H, W) RGB, uint8 or in [0, 1].
+            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
 
         Returns:
             (B, H, W) confidences in [0, 1].
@@ -277,18 +286,24 @@ class SemiAdvModule(TwoPlayerModule):
         return self._scores(at_least_float32(self(image)).softmax(1)).sigmoid()
 
     def _scores(self, maps: Tensor) -> Tensor:
-        """Return the discriminator's logits at every pixel, (B, C, H, W) -> (B, H, W)."""
-        maps = maps.to(self.image_mean.dtype)  # its weights', also where nothing is in float32
+        """Return the logits of the discriminator at every pixel, (B, C, H, W) -> (B, H, W)."""
+        maps = maps.to(self.image_mean.dtype)  # the dtype of the weights, also in a float16 module
         return score_map(self.discriminator(maps), (maps.shape[-2], maps.shape[-1]))
 
     def _unlabeled(self, batch: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the unlabelled images if this iteration has a use for them."""
+        """Return the unlabelled images if a loss uses them, else None."""
         wanted = self.lambda_semi > 0 or self.lambda_semi_adv > 0
         if wanted and "unlabeled" not in batch:
             raise SetupError(
-                "SemiAdvModule learns from unlabelled images, but the batches have none (options: "
-                "--data.unlabeled_batch_size 8 with --data.labeled 1/8 or --data.unlabeled FOLDER; "
-                "or, without them, --model.lambda_semi 0 --model.lambda_semi_adv 0)"
+                "SemiAdvModule learns from unlabelled images, but the batches have none: set "
+                "unlabeled_batch_size, and labeled or unlabeled to get such images; or set both "
+                "weights of unlabelled images to 0",
+                option=(
+                    "data.unlabeled_batch_size 8",
+                    "data.labeled 1/8",
+                    "lambda_semi 0",
+                    "lambda_semi_adv 0",
+                ),
             )
         if wanted or (self.plays and self.train_discriminator_on_unlabeled):
             return batch.get("unlabeled")
@@ -297,7 +312,7 @@ class SemiAdvModule(TwoPlayerModule):
     def _judge_unlabeled(
         self, unlabeled: dict[str, Any], image: Tensor
     ) -> tuple[Judged, dict[str, list[Tensor]] | None]:
-        """Return unlabelled images judged and, with a joint forward pass, outputs of the others."""
+        """Return judged unlabelled images; with `joint_forward` also the labelled ones' outputs."""
         valid = unlabeled["valid"]
         if self.reference_padding:
             valid = torch.ones_like(valid)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the weights, and whether it fits."""
+"""What a checkpoint holds beside the weights, and whether it fits a module."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lightning_seg.errors import SetupError
 from lightning_seg.processes import world_size
 
 NO_PRETRAINING = {"weights": None, "pretrained": False}
-"""A network's arguments where a checkpoint brings the weights: neither file nor download."""
+"""Arguments of a network whose weights come from a checkpoint: no weight file, no download."""
 
 PARTS = ("network", "encoder")
-"""Arguments of modules that are networks with such arguments."""
+"""Arguments of modules that are networks with the arguments in `NO_PRETRAINING`."""
 
 
 class RandomState:
-    """Captures torch's generators on every process, and restores each process's own later."""
+    """The state of torch's random generators on every process, to be captured and restored."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Tensor]] | None = None
 
     def capture(self) -> list[dict[str, Tensor]]:
-        """Return the state of every process, in rank order; all processes must call this."""
+        """Return the states of all processes by rank; every process must call this."""
         state = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
@@ -42,7 +42,7 @@ class RandomState:
         self._kept = states
 
     def restore(self) -> None:
-        """Set the generators, once; nothing where the states are of fewer processes."""
+        """Set the generators once; do nothing where the states are of fewer processes."""
         states, self._kept = self._kept, None
         rank = dist.get_rank() if world_size() > 1 else 0
         if states is None or rank >= len(states):
@@ -52,35 +52,37 @@ class RandomState:
             torch.cuda.set_rng_state(states[rank]["cuda"].cpu())
 
 
-def require_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Raise `SetupError` where a checkpoint's tensors differ in name or shape from a module's."""
-    here = {name: tuple(tensor.shape) for name, tensor in ours.items()}
-    there = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
-    names = sorted(here.keys() | there.keys())
-    differing = [name for name in names if here.get(name) != there.get(name)]
+def require_same_tensors(module: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> None:
+    """Raise `SetupError` where the tensors of a module and a checkpoint differ in name or shape."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.items()}
+    names = sorted(wanted.keys() | found.keys())
+    differing = [name for name in names if wanted.get(name) != found.get(name)]
     if not differing:
         return
     shown = "; ".join(
-        f"{name}: {here.get(name, 'absent')} here, {there.get(name, 'absent')} in the checkpoint"
+        f"{name}: {wanted.get(name, 'absent')} here, {found.get(name, 'absent')} in the checkpoint"
         for name in differing[:4]
     )
     raise SetupError(
         f"the checkpoint is of another network or method: {len(differing)} of {len(names)} tensors "
-        f"differ ({shown}). Use the configuration it was trained with (options: --model, "
-        "--ckpt_path)"
+        f"differ ({shown}). Use the configuration it was trained with",
+        option=("model", "ckpt_path"),
     )
 
 
 def keep_what_a_checkpoint_needs(arguments: MutableMapping[str, Any], module: type) -> None:
-    """Reduce a module's arguments to what rebuilds it safely from its checkpoint.
+    """Reduce a module's arguments to those that rebuild it safely from its checkpoint.
 
-    Networks and functions go, because a checkpoint could not be read back with
-    `weights_only=True`. So do weight files and downloads: a checkpoint brings the weights itself;
-    and what the command links to every module, where this one does not take it.
+    Three kinds of arguments are removed: networks and functions, because a checkpoint could not be
+    read with `weights_only=True`; weight files and downloads, because a checkpoint brings the
+    weights itself; and arguments that the command links to every module, where this one does not
+    take them.
 
     Args:
-        arguments: Names and values; those of the parts in `PARTS` under `<part>.init_args`.
-        module: The module's class.
+        arguments: Values by name, changed in place. The arguments of the parts in `PARTS` stand
+            under `<part>.init_args`.
+        module: The class of the module.
     """
     taken = {
         name
@@ -89,7 +91,7 @@ def keep_what_a_checkpoint_needs(arguments: MutableMapping[str, Any], module: ty
         for name in signature(each.__init__).parameters  # type: ignore[misc]
     }
     for name, value in list(arguments.items()):
-        private = name.startswith("_")  # Lightning's own
+        private = name.startswith("_")  # names that Lightning adds
         if not _is_plain(value) or (name not in taken and not private):
             del arguments[name]
     for part in PARTS:

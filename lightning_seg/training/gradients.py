@@ -1,4 +1,4 @@
-"""Gradients of one of several players: who gets none, and how they are averaged and clipped."""
+"""Gradients of one of two players: frozen weights, averages over processes, clipping."""
 
 from __future__ import annotations
 
@@ -18,8 +18,19 @@ from lightning_seg.processes import world_size
 def frozen(module: nn.Module) -> Iterator[None]:
     """Let gradients pass through a module to its input, but not to its weights.
 
-    The flags are as before afterwards, also behind an exception. Graphs keep what was set when they
-    were built, so the backward pass may come later.
+    `requires_grad` of the weights is restored at the end of the block, also after an exception. The
+    backward pass may come later, because a graph keeps the flags with which it was built.
+
+    Args:
+        module: The module whose weights get no gradient.
+
+    Example:
+        >>> layer, x = nn.Linear(1, 1), torch.ones(1, 1, requires_grad=True)
+        >>> with frozen(layer):
+        ...     y = layer(x)
+        >>> y.backward()
+        >>> x.grad is not None, layer.weight.grad, layer.weight.requires_grad
+        (True, None, True)
     """
     learning = [weight for weight in module.parameters() if weight.requires_grad]
     for weight in learning:
@@ -32,7 +43,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def average_gradients(module: nn.Module) -> None:
-    """Replace a module's gradients by their mean over all processes, in one exchange."""
+    """Replace a module's gradients by their mean over all processes, in one all-reduce."""
     gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
     if not gradients or world_size() == 1:
         return
@@ -44,19 +55,19 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def share_weights(weights: Iterable[Tensor]) -> None:
-    """Give all processes the first one's weights."""
+    """Copy the weights of the first process to all processes."""
     if world_size() > 1:
         for weight in weights:
             dist.broadcast(weight.detach(), 0)
 
 
 def clip_gradients(optimizer: Optimizer, limit: float, algorithm: Literal["norm", "value"]) -> None:
-    """Limit the gradients that an optimizer is to use, which must be unscaled.
+    """Clip the gradients of an optimizer's parameters, which must be unscaled.
 
     Args:
-        optimizer: Whose parameters' gradients to change.
-        limit: The largest norm of all of them together, or the largest absolute value.
-        algorithm: Which of both.
+        optimizer: The optimizer whose parameters have the gradients.
+        limit: Largest norm of all gradients together, or largest absolute value of one, above 0.
+        algorithm: Whether `limit` is a `norm` or a `value`.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     if algorithm == "norm":

@@ -1,4 +1,4 @@
-"""What every method shares: its input, optimisation, checkpoints."""
+"""What every method shares: the input of the network, optimization and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_seg.errors import SetupError, require_one_of
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_weights import InputMode
+from lightning_seg.signatures import ExplicitSignature
 from lightning_seg.training.checkpoints import (
     RandomState,
     keep_what_a_checkpoint_needs,
@@ -34,35 +35,42 @@ from lightning_seg.training.optimization import (
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class MethodModule(L.LightningModule, ABC):
-    """Base of all modules: it trains `network`, whatever that returns.
+class MethodModule(ExplicitSignature, L.LightningModule, ABC):
+    """Base of all methods: a network that learns by one `training_step`.
 
     Args:
-        network: Takes normalised (B, 3, H, W) images. Where it, or its encoder, has attributes
-            `mean` and `std`, its input is normalised with these, else with ImageNet's.
-        optimizer: Makes the optimizer from parameter groups.
-        lr: Learning rate; None keeps the optimizer's own.
-        lr_scheduler: Makes the schedule from the optimizer; None keeps the rate constant.
-        lr_interval: Whether the schedule advances with every step or every epoch.
-        backbone_lr_factor: Times the learning rate for the network's `encoder` or `backbone`.
-        head_bias_lr_factor: Times the learning rate for biases outside the backbone.
-        decay_all: Let weight decay act on all weights; False leaves out biases and norms.
-        freeze_batch_norm: Keep the running statistics of `encoder` or of `all` batch norms as
-            they are and normalise by them in training; their scale and shift are still learnt.
-        input_mode: What the network sees: images in colour, or the `gray` mean of their channels
-            three times. None goes on as the encoder's weight file was trained, else in `rgb`.
-        channels_last: Keep images and weights in channels-last memory order, which many
-            convolutions prefer.
-        compile_network: Compile the network with `torch.compile`; checkpoints stay the same.
+        network: A module that takes normalised (B, 3, H, W) images. Images are normalised by the
+            attributes `mean` and `std` of the network or of its encoder, and by ImageNet's where
+            it has none.
+        optimizer: Function from parameter groups to an optimizer, such as a class of torch.optim.
+        lr: Learning rate; None keeps the default of the optimizer.
+        lr_scheduler: Function from the optimizer to a learning rate schedule; None keeps the
+            learning rate constant.
+        lr_interval: The schedule advances after every `step` or after every `epoch`.
+        backbone_lr_factor: Factor on the learning rate of the network's `encoder` or `backbone`.
+        head_bias_lr_factor: Factor on the learning rate of the biases outside the backbone.
+        decay_all: Whether weight decay acts on all weights; False excludes biases and the scales
+            of norms.
+        freeze_batch_norm: `encoder` or `all` batch norms keep their running statistics and
+            normalise by them in training, too. Their scale and shift are still trained.
+        input_mode: `rgb` shows the network images in colour, `gray` the mean of the channels,
+            three times. None takes the mode that the encoder's weight file was trained in, and
+            `rgb` without such a file.
+        channels_last: Whether images and weights are kept in channels-last memory order.
+        compile_network: Whether the network is compiled by `torch.compile`. Checkpoints do not
+            depend on it.
+
+    Attributes:
+        needs: The key that a batch must hold for this method, the reason, and the option to change
+            where the key is missing.
 
     Raises:
-        SetupError: Settings that contradict each other.
+        SetupError: Two settings contradict each other.
     """
 
     image_mean: Tensor
     image_std: Tensor
-    needs: tuple[str, str] | None = None
-    """What batches of images hold that it learns from, and what to do where that is missing."""
+    needs: tuple[str, str, str] | None = None
 
     def __init__(
         self,
@@ -116,18 +124,22 @@ class MethodModule(L.LightningModule, ABC):
             self.network.compile()
         if freeze_batch_norm == "encoder" and backbone_of(self.network) is None:
             raise SetupError(
-                f"freeze_batch_norm=encoder, but {type(self.network).__name__} has no `encoder` "
-                "or `backbone` (option: --model.freeze_batch_norm all)"
+                f"freeze_batch_norm is encoder, but {type(self.network).__name__} has no `encoder` "
+                "or `backbone`",
+                option="freeze_batch_norm all",
             )
         self.train()
 
-    # The network's input
+    # The input of the network
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Bring images to the scale that the network's encoder was trained with.
+        """Return images normalised by the mean and standard deviation of the network's input.
 
         Args:
             image: (..., 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
+
+        Returns:
+            (..., 3, H, W) in the dtype of `image_mean`.
         """
         if not image.is_floating_point():
             image = image.float() / 255
@@ -143,7 +155,7 @@ class MethodModule(L.LightningModule, ABC):
         return modes[0] if modes else None
 
     def train(self, mode: bool = True) -> MethodModule:
-        """Switch between training and evaluation; frozen batch norms stay in evaluation."""
+        """Switch between training and evaluation mode; frozen batch norms stay in the latter."""
         super().train(mode)
         frozen = {"none": None, "encoder": backbone_of(self.network), "all": self.network}
         part = frozen[self.freeze_batch_norm]
@@ -161,15 +173,15 @@ class MethodModule(L.LightningModule, ABC):
     def log_training(
         self, values: Mapping[str, Tensor], batch: dict[str, Any], other: Tensor | None = None
     ) -> None:
-        """Log scalars of a training step as `train/<name>`, the loss on the progress bar too.
+        """Log the scalars of a training step as `train/<name>`; the progress bar shows the loss.
 
         Args:
-            values: Scalars, of which `loss` must stay finite.
-            batch: The images, with their `id`s.
-            other: Another loss that must.
+            values: Scalars by name. `loss` must stay finite.
+            batch: The batch, with `image` and `id`.
+            other: A second loss that must stay finite.
 
         Raises:
-            NonFiniteLossError: A loss has become NaN or infinite, now or in a recent step.
+            NonFiniteLossError: One of the losses is NaN or infinite, in this or a recent step.
         """
         size = len(batch["image"])
         watched = values["loss"] if other is None else values["loss"].detach() + other.detach()
@@ -180,7 +192,7 @@ class MethodModule(L.LightningModule, ABC):
             self.log_dict(others, batch_size=size)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log `data/skipped`, the samples that an epoch had to leave out, on all processes."""
+        """Log `data/skipped`, the number of unusable samples in an epoch, over all processes."""
         groups = [batch, *(part for part in batch.values() if isinstance(part, dict))]
         if counts := [group["skipped"].sum() for group in groups if "skipped" in group]:
             skipped = torch.stack(counts).sum().float()
@@ -194,12 +206,12 @@ class MethodModule(L.LightningModule, ABC):
             )
 
     def logs_now(self) -> bool:
-        """Tell whether this step's values reach the loggers: the time for what is costly."""
+        """Return whether the loggers get this step's values: only then are costly ones computed."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Create the optimizer and, where one is asked for, its schedule."""
+        """Create the optimizer and, unless `lr_scheduler` is None, its schedule."""
         optimizer = build_optimizer(
             self.optimizer,
             self.network,
@@ -211,20 +223,22 @@ class MethodModule(L.LightningModule, ABC):
         return with_schedule(optimizer, self.lr_scheduler, self.lr_interval)
 
     def on_fit_start(self) -> None:
-        """Say where the weights come from; silence doubts about layers frozen on purpose."""
+        """Report the network's size and the origin of its weights."""
+        count = sum(weight.numel() for weight in self.network.parameters())
+        rank_zero_info(f"{type(self.network).__name__} has {count:,} weights")
         for part in self.network.modules():
             if isinstance(part, TimmEncoder) and part.origin is not None:
                 rank_zero_info(part.origin)
         if self.input_mode != (self._trained_input_mode() or self.input_mode):
             rank_zero_info(
-                f"the encoder was trained on {self._trained_input_mode()} images, and goes on with "
-                f"{self.input_mode} ones"
+                f"the encoder was trained on {self._trained_input_mode()} images and now sees "
+                f"{self.input_mode} images"
             )
-        if self.freeze_batch_norm != "none":
+        if self.freeze_batch_norm != "none":  # these layers are in evaluation mode on purpose
             warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start")
 
     def on_train_start(self) -> None:
-        """Tell schedules how long the training is; not known before the loaders are there."""
+        """Set the length of the schedules, which is known once the loaders are there."""
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, PolyLR):
                 config.scheduler.set_length(self.trainer.estimated_stepping_batches)
@@ -232,47 +246,49 @@ class MethodModule(L.LightningModule, ABC):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the random state, so that a resumed run draws the same dropout masks."""
+        """Store the random state, so that a resumed run draws the same random numbers."""
         self._guard.check()
         checkpoint["random_state"] = self._random_state.capture()
         checkpoint["input_mode"] = self.input_mode
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network or input; keep its random state."""
+        """Raise for a checkpoint of another network or input mode; keep its random state."""
         require_same_tensors(self.state_dict(), checkpoint["state_dict"])
-        theirs = checkpoint.get("input_mode", "rgb")
-        if self._asked_input_mode not in (None, theirs):
+        mode = checkpoint.get("input_mode", "rgb")
+        if self._asked_input_mode not in (None, mode):
             raise SetupError(
-                f"the checkpoint was trained on {theirs} images, not on {self._asked_input_mode} "
-                "ones (option: --model.input_mode null)"
+                f"the checkpoint was trained on {mode} images, not on {self._asked_input_mode} "
+                "images",
+                option="input_mode null",
             )
-        self.input_mode = theirs
+        self.input_mode = mode
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":  # not when only weights are wanted
             self._random_state.keep(checkpoint.get("random_state"))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Go on with the random state of the checkpoint, once."""
+        """Check the batch, and restore the random state of a checkpoint before the first one."""
         self._require_needs(batch)
         self._random_state.restore()
 
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Look whether the data are of the right kind: in the check before training, too."""
+        """Check the batch, also in Lightning's check before training."""
         self._require_needs(batch)
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Look whether the data are of the right kind."""
+        """Check the batch."""
         self._require_needs(batch)
 
     def _require_needs(self, batch: dict[str, Any]) -> None:
         if self.needs is None:
             return
-        key, advice = self.needs
+        key, reason, option = self.needs
         part = batch.get("labeled", batch)
         if "image" in part and key not in part:
             raise SetupError(
                 f"{type(self).__name__} learns from `{key}`, and batches hold "
-                f"{', '.join(part)}: {advice}"
+                f"{', '.join(part)}: {reason}",
+                option=option,
             )

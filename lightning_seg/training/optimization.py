@@ -1,4 +1,4 @@
-"""Learning rates: per part of the network, and over the course of training."""
+"""Learning rates of the parts of a network, and their schedule over the training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,31 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_seg.errors import SetupError
 
 UNDECAYED = "_undecayed"
-"""Ends the names of parameter groups without weight decay."""
+"""The end of the names of parameter groups without weight decay."""
 
 
 class PolyLR(LRScheduler):
-    """The field's schedule: lr(t) = lr(0) * (1 - t / T) ** power, one step per iteration.
+    """The poly schedule of DeepLab: lr(t) = lr(0) * (1 - t / T) ** power, one step per iteration.
 
     Args:
-        optimizer: Whose learning rates to change.
-        power: 0.9 since DeepLab v2.
-        total_iters: T in optimizer steps. None lets the module set it to the length of the
-            training, `max_steps` or `max_epochs`, when that is known.
-        last_epoch: Of `torch.optim.lr_scheduler.LRScheduler`.
+        optimizer: The optimizer whose learning rates change.
+        power: Exponent, at least 0; 0.9 is DeepLab v2's (arXiv 1606.00915).
+        total_iters: T in optimizer steps, at least 1. None lets the module set T to the length of
+            the training, by the Trainer's `max_steps` or `max_epochs`.
+        last_epoch: Number of steps already taken, as for every schedule of PyTorch; -1 starts.
+
+    Raises:
+        SetupError: `total_iters` is below 1.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> schedule = PolyLR(optimizer, power=1.0, total_iters=4)
+        >>> for _ in range(3):
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> schedule.get_last_lr()
+        [0.25]
     """
 
     def __init__(
@@ -40,7 +53,9 @@ class PolyLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         if total_iters is not None and total_iters < 1:
-            raise SetupError(f"PolyLR: total_iters must be at least 1, not {total_iters}")
+            raise SetupError(
+                f"PolyLR: total_iters must be at least 1, not {total_iters}", option="total_iters"
+            )
         self.power = power
         self.total_iters = total_iters
         self.follows_training = total_iters is None
@@ -54,13 +69,17 @@ class PolyLR(LRScheduler):
         return [lr * left**self.power for lr in self.base_lrs]
 
     def set_length(self, iterations: float) -> None:
-        """Learn how long the training is, unless `total_iters` was given."""
+        """Set T to a number of iterations, unless `total_iters` was given.
+
+        Raises:
+            SetupError: The number is infinite.
+        """
         if not self.follows_training:
             return
         if iterations == float("inf"):
             raise SetupError(
-                "PolyLR falls to zero at the end of training, but training has no end: set "
-                "--trainer.max_steps, --trainer.max_epochs or the schedule's total_iters"
+                "PolyLR falls to zero at the end of training, but training has no end",
+                option=("trainer.max_steps", "trainer.max_epochs", "total_iters"),
             )
         self.total_iters = int(iterations)
 
@@ -73,19 +92,20 @@ def build_optimizer(
     head_bias_lr_factor: float = 1.0,
     decay_all: bool = True,
 ) -> Optimizer:
-    """Create an optimizer whose parameter groups learn at different rates.
+    """Return an optimizer whose parameter groups have learning rates of their own.
 
     Args:
-        create: Takes parameters or parameter groups.
-        network: Its attribute `encoder` or `backbone` is the pretrained part.
-        lr: The learning rate; None keeps the optimizer's own.
-        backbone_lr_factor: Times the learning rate for the pretrained part.
-        head_bias_lr_factor: Times the learning rate for all other biases.
-        decay_all: Let weight decay act on all weights; False leaves out biases and what norms
-            scale by, that is, whatever has one dimension.
+        create: Function from parameter groups to an optimizer.
+        network: The network. Its attribute `encoder` or `backbone`, if there is one, is the
+            pretrained part.
+        lr: Learning rate; None keeps the default of the optimizer.
+        backbone_lr_factor: Factor on the learning rate of the pretrained part.
+        head_bias_lr_factor: Factor on the learning rate of the biases outside the pretrained part.
+        decay_all: Whether weight decay acts on all weights; False excludes those with at most one
+            dimension, which are the biases and the scales of norms.
 
     Raises:
-        SetupError: A backbone factor for a network that has no backbone.
+        SetupError: `backbone_lr_factor` is not 1 and the network has no pretrained part.
     """
     if backbone_lr_factor == head_bias_lr_factor == 1:
         groups = {"all": list(_trained(network))}
@@ -94,16 +114,17 @@ def build_optimizer(
     factors = {"backbone": backbone_lr_factor, "head_bias": head_bias_lr_factor}
     if backbone_lr_factor != 1 and not groups.get("backbone"):
         raise SetupError(
-            f"backbone_lr_factor={backbone_lr_factor}, but {type(network).__name__} has no "
-            "trainable `encoder` or `backbone` (option: --model.backbone_lr_factor 1)"
+            f"backbone_lr_factor is {backbone_lr_factor}, but {type(network).__name__} has no "
+            "trainable `encoder` or `backbone`",
+            option="backbone_lr_factor 1",
         )
     named: list[dict[str, Any]] = []
     for name, params in groups.items():
-        kept_out = [] if decay_all else [each for each in params if each.ndim <= 1]
-        known = {id(each) for each in kept_out}
+        undecayed = [] if decay_all else [each for each in params if each.ndim <= 1]
+        known = {id(each) for each in undecayed}
         named += [
             {"params": [each for each in params if id(each) not in known], "name": name},
-            {"params": kept_out, "name": name + UNDECAYED, "weight_decay": 0.0},
+            {"params": undecayed, "name": name + UNDECAYED, "weight_decay": 0.0},
         ]
     optimizer = create([group for group in named if group["params"]])
     for group in optimizer.param_groups:
@@ -115,12 +136,13 @@ def build_optimizer(
 def with_schedule(
     optimizer: Optimizer, create: Callable[[Optimizer], Any] | None, interval: str
 ) -> OptimizerConfig | OptimizerLRSchedulerConfig:
-    """Return an optimizer and, where one is to be made, its schedule, in Lightning's form.
+    """Return an optimizer and its schedule in the form that Lightning takes.
 
     Args:
-        optimizer: Whose learning rates to change.
-        create: Takes the optimizer; None makes no schedule.
-        interval: `step` or `epoch`; a schedule that waits for a plateau follows epochs.
+        optimizer: The optimizer whose learning rates change.
+        create: Function from the optimizer to a schedule; None makes no schedule.
+        interval: The schedule advances after every `step` or every `epoch`. ReduceLROnPlateau
+            always advances after epochs.
     """
     if create is None:
         return {"optimizer": optimizer}
@@ -132,7 +154,7 @@ def with_schedule(
 
 
 def backbone_of(network: nn.Module) -> nn.Module | None:
-    """Return the pretrained part of a network: its `encoder` or `backbone`, if it has one."""
+    """Return the `encoder` or `backbone` of a network; None where it has neither."""
     for name in ("encoder", "backbone"):
         part = getattr(network, name, None)
         if isinstance(part, nn.Module):

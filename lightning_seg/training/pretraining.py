@@ -1,4 +1,4 @@
-"""What the modules share that train an encoder alone, for another training to start from."""
+"""What the methods that train an encoder alone share; another training starts from the encoder."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from lightning_seg.training.method import MethodModule
 
 
 class PretrainingModule(MethodModule, ABC):
-    """Base of the modules that train an encoder; `SaveEncoder` writes it at the end of `fit`.
+    """Base of the methods that train an encoder; `SaveEncoder` writes it at the end of `fit`.
 
-    Checkpoints that a trainer piece keeps by `val/miou`, which these do not have, are kept by
-    `val/loss` instead.
+    These methods have no `val/miou`. A ModelCheckpoint that follows it follows `val/loss` instead.
     """
 
     @property
     @abstractmethod
     def encoder(self) -> TimmEncoder:
-        """What is handed over; everything else of the network is only for this stage."""
+        """The encoder that another training starts from."""
 
     def setup(self, stage: str) -> None:
-        """Refuse to predict; watch what there is."""
+        """Raise for `predict`; make ModelCheckpoint follow val/loss where it follows val/miou."""
         if stage == "predict":
             raise SetupError(
                 f"{type(self).__name__} trains an encoder, which predicts no labels: fine-tune a "
-                "segmentation network that starts from it (option: --model.network.weights FILE)"
+                "segmentation network that starts from it",
+                option="model.network.weights FILE",
             )
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/miou":
@@ -49,50 +49,54 @@ class PretrainingModule(MethodModule, ABC):
                 )
 
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Return (H, W, 3) pictures by name of what the last validation found."""
+        """Return (H, W, 3) uint8 pictures of the last validation by name."""
         return {}
 
     @abstractmethod
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Take note of a batch; `evaluation` tells the result."""
+        """Add a batch to the scores that `evaluation` returns."""
 
     @abstractmethod
     def evaluation(self) -> dict[str, Tensor]:
-        """Return what the batches had, `loss` and others, equal on all processes; forget them."""
+        """Return the scores, `loss` among them, equal on all processes, and reset them."""
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Take note of a validation batch."""
+        """Add a validation batch to the scores."""
         self.evaluation_step(batch, batch_idx)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Take note of a test batch."""
+        """Add a test batch to the scores."""
         self.evaluation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss` and what else there is."""
+        """Log `val/loss` and the other scores."""
         self._log("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/loss` and what else there is."""
+        """Log `test/loss` and the other scores."""
         self._log("test")
 
     def _log(self, stage: str) -> None:
         scores = self.evaluation()
         self.log(f"{stage}/loss", scores.pop("loss"), prog_bar=True, sync_dist=True)
-        # all processes hold the same: it averages nothing
+        # every process holds the same values
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
 
 
 class ImagePretrainingModule(PretrainingModule, ABC):
-    """Base of those that train on images without labels, and show what they make of some.
+    """Base of the methods that train on images without labels and draw some of them.
 
     Args:
-        network: Passed to `MethodModule`, like the options.
-        shown: Validation images that pictures show, spread over the batches.
+        network: An encoder with the layers that this method trains on top of it.
+        shown: Number of validation images in a picture, at least 0; they are spread over the
+            batches.
+        options: Arguments of `MethodModule`.
+
+    Attributes:
+        headings: The heading of each column of the picture.
     """
 
     headings: Sequence[str]
-    """Of the picture's columns."""
 
     def __init__(self, network: nn.Module, *, shown: int = 4, **options: Any) -> None:
         super().__init__(network, **options)
@@ -103,19 +107,19 @@ class ImagePretrainingModule(PretrainingModule, ABC):
 
     @abstractmethod
     def row(self, image: Tensor, number: int) -> list[Tensor]:
-        """Return a picture's row, (3, H, W) each in [0, 1], of the number-th image that is shown.
+        """Return the pictures in one row, each (3, H, W) in [0, 1].
 
         Args:
             image: (1, 3, H, W) RGB in [0, 1].
-            number: From 0 on.
+            number: The row, from 0 on.
         """
 
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Keep what is to be shown of a batch."""
+        """Keep the images of a batch that the picture shows."""
         batches = self.trainer.num_val_batches[0] if self.trainer.num_val_batches else 1
         if batch_idx == 0:
             self._images = []
-        # so many in equal steps, or as many of each batch as it takes
+        # the number of images that are due after this batch, if they are spread evenly
         due = math.ceil(self.shown * (batch_idx + 1) / max(1, batches))
         left = max(0, min(due, self.shown) - len(self._images))
         self._images += list(batch["image"][:left])
@@ -128,7 +132,7 @@ class ImagePretrainingModule(PretrainingModule, ABC):
 
     @torch.no_grad()
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Return one picture with a row for each image that is shown."""
+        """Return one picture, with a row for each image that is shown."""
         training, rows = self.training, []
         self.eval()
         for number, image in enumerate(self._images):

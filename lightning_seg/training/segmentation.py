@@ -1,4 +1,4 @@
-"""What every method shares that trains a segmentation network: classes, scores, predictions."""
+"""What the methods for segmentation share: classes, scores and predictions."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ class SegmentationModule(MethodModule, ABC):
     """Base of the methods for segmentation; a method adds its losses in `training_step`.
 
     Args:
-        network: Makes the network from the number of classes, or is it. It takes normalised
-            (B, 3, H, W) images and returns (B, C, H, W) logits, or a dict of them with `out` and,
-            for deep supervision, `aux` (one tensor or a list). None takes `LRASPP` on a
-            MobileNetV3 with random weights.
-        num_classes: Number of classes C, void not counted.
-        class_names: One name per class, for logs and tables.
-        palette: One RGB colour in 0..255 per class, for pictures.
-        ignore_index: Mask value of pixels that do not count.
-        lambda_aux: Weight of the auxiliary logits' loss.
-        options: Passed to `MethodModule`.
+        network: The network, or a function from the number of classes to it, such as a class. It
+            takes normalised (B, 3, H, W) images. It returns (B, C, H, W) logits, or a dict with the
+            logits `out` and, for deep supervision, `aux` (one tensor or a list). None takes
+            `LRASPP` on a MobileNetV3 with random weights.
+        num_classes: Number of classes C, without void.
+        class_names: One name per class, for logs and tables; None takes `class_0`, `class_1`, ...
+        palette: One RGB colour in 0..255 per class, for pictures; None takes Pascal VOC's.
+        ignore_index: Mask value of void pixels, which count neither in a loss nor in a score.
+        lambda_aux: Weight of the loss of the auxiliary logits, at least 0.
+        options: Arguments of `MethodModule`.
+
+    Attributes:
+        loss: The loss of pixels: (B, C, H, W) logits and (B, H, W) class ids -> scalar. Each method
+            sets its own.
 
     Raises:
-        SetupError: Settings that contradict each other, or data without classes.
+        SetupError: Two settings contradict each other, or the data has no classes.
     """
 
-    needs = ("mask", "it trains on whole images with masks (option: --data.patches null)")
+    needs = ("mask", "it trains on whole images with masks", "data.patches null")
     loss: nn.Module
-    """The loss of pixels, (B, C, H, W) logits and (B, H, W) class ids -> scalar; a method's own."""
 
     def __init__(
         self,
@@ -51,12 +54,12 @@ class SegmentationModule(MethodModule, ABC):
     ) -> None:
         if num_classes < 1:
             raise SetupError(
-                f"{type(self).__name__} needs classes, and the data has none: it trains on masks "
-                "(option: --data)"
+                f"{type(self).__name__} trains on masks, and the data has no classes",
+                option="data",
             )
         for name, values in {"class_names": class_names, "palette": palette}.items():
             if values is not None and len(values) != num_classes:
-                raise SetupError(f"{len(values)} {name} for {num_classes} classes")
+                raise SetupError(f"{len(values)} {name} for {num_classes} classes", option=name)
         build = LRASPP if network is None else network
         super().__init__(build if isinstance(build, nn.Module) else build(num_classes), **options)
         self.num_classes = num_classes
@@ -69,17 +72,18 @@ class SegmentationModule(MethodModule, ABC):
         self.val_loss = WeightedMean()
         self.test_loss = WeightedMean()
 
-    # The network, from raw images to logits
+    # From raw images to logits
 
     def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
-        """Return all logits (B, C, H, W) of raw images, `out` (one) and `aux` (any number)."""
+        """Return the (B, C, H, W) logits of raw images: one `out`, any number of `aux`."""
         found = self.network(self.normalize(image))
         if isinstance(found, Tensor):
             return {"out": [found], "aux": []}
         if not isinstance(found, Mapping) or "out" not in found:
             raise SetupError(
                 f"{type(self.network).__name__} returned a {type(found).__name__}; expected "
-                "logits (B, C, H, W), or a dict with them under `out`"
+                "logits (B, C, H, W), or a dict with the logits `out`",
+                option="network",
             )
         aux = found.get("aux", [])
         return {"out": [found["out"]], "aux": [aux] if isinstance(aux, Tensor) else list(aux)}
@@ -93,7 +97,12 @@ class SegmentationModule(MethodModule, ABC):
     def supervised_losses(
         self, outputs: dict[str, list[Tensor]], target: Tensor
     ) -> dict[str, Tensor]:
-        """Return `loss`, the total of the main and the weighted auxiliary losses, and its parts."""
+        """Return the total `loss`, and `loss_main` and `loss_aux` where there are auxiliary logits.
+
+        Args:
+            outputs: The logits that `outputs` returned.
+            target: (B, H, W) class ids.
+        """
         main: Tensor = self.loss(outputs["out"][0], target)
         if not outputs["aux"]:
             return {"loss": main}
@@ -107,11 +116,11 @@ class SegmentationModule(MethodModule, ABC):
     # Evaluation and prediction
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count a validation batch."""
+        """Add a validation batch to the scores."""
         self._evaluate(batch, self.val_metrics, self.val_loss)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count a test batch."""
+        """Add a test batch to the scores."""
         self._evaluate(batch, self.test_metrics, self.test_loss)
 
     def on_validation_epoch_end(self) -> None:
@@ -123,7 +132,7 @@ class SegmentationModule(MethodModule, ABC):
         self._log_scores("test", self.test_metrics, self.test_loss)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return `labels`, (B, H, W) uint8 class ids at the images' own size, and their `id`s."""
+        """Return `labels`, (B, H, W) uint8 class ids at the size of the images, and the `id`s."""
         return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
 
     def _evaluate(
@@ -131,7 +140,8 @@ class SegmentationModule(MethodModule, ABC):
     ) -> None:
         logits, target = self(batch["image"]), batch["mask"]
         metrics.update(_labels(logits), target)
-        # a mean over pixels, whatever the batches; copies that even out processes have none
+        # weighted by labelled pixels: the mean over pixels does not depend on the batches, and
+        # the copies that even out the processes have no labelled pixel
         labelled = (target != self.ignore_index).sum()
         mean_loss.update(self.loss(logits, target), labelled)
 
@@ -145,28 +155,28 @@ class SegmentationModule(MethodModule, ABC):
         self.log(f"{stage}/miou", scores.pop("miou"), prog_bar=True, sync_dist=True)
         named = {f"{stage}/{name}": value for name, value in scores.items()}
         named |= {f"{stage}/iou/{name}": iou[i] for i, name in enumerate(self.class_names)}
-        self.log_dict(named, sync_dist=True)  # all processes hold the same: it averages nothing
+        self.log_dict(named, sync_dist=True)  # every process holds the same values
 
     # Checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes, beside what `MethodModule` refuses."""
-        theirs = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
-        if theirs != self.num_classes:
+        """Raise for a checkpoint of another number of classes, network or input mode."""
+        count = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
+        if count != self.num_classes:
             raise SetupError(
-                f"the checkpoint was trained for {theirs} classes, the data has "
-                f"{self.num_classes} ({', '.join(self.class_names[:6])}, ...): use its data "
-                "(options: --data, --ckpt_path)"
+                f"the checkpoint was trained for {count} classes, the data has {self.num_classes} "
+                f"({', '.join(self.class_names[:6])}, ...)",
+                option=("data", "ckpt_path"),
             )
         super().on_load_checkpoint(checkpoint)
 
 
 def labeled_part(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the `labeled` group of a semi-supervised batch; any other batch as it is."""
+    """Return the group `labeled` of a batch of groups, and any other batch as it is."""
     part: dict[str, Any] = batch.get("labeled", batch)
     return part
 
 
 def _labels(logits: Tensor) -> Tensor:
-    """Return the class of the largest logit, (B, C, H, W) -> (B, H, W) int64."""
+    """Return the class ids of the largest logits, (B, C, H, W) -> (B, H, W) int64."""
     return logits.max(dim=1).indices  # argmax(1) takes ten times as long on CPUs

@@ -18,6 +18,7 @@ KEYS = [
     "trainer.max_steps",
     "encoder_file.path",
     "predictions.overlays",
+    "ckpt_path",
 ]
 
 
@@ -32,6 +33,8 @@ KEYS = [
         ("data.crop_size", "model", "(option: --data.crop_size)"),
         ("trainer.max_steps 5", "model", "(option: --trainer.max_steps 5)"),
         ("encoder_file.path", "model", "(option: --encoder_file.path)"),
+        (("data", "ckpt_path"), "model", "(options: --data, --ckpt_path)"),
+        ("opponent_lr", "model", "(option: --model.opponent_lr)"),
         (("root", "lr"), "data", "(options: --data.root, --model.optimizer.lr)"),
     ],
 )
