@@ -1,6 +1,7 @@
 """The command: `python cli.py {fit,validate,test,predict,check,pipeline,configs} ...`."""
 
 import sys
+from pathlib import Path
 
 from datamodules import ImageDataModule, scan
 from lightning_seg import MethodModule
@@ -46,6 +47,7 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
 
 def run() -> None:
     """Run the command as a process: a user's mistake becomes one message and a failed exit."""
+    sys.path.append(str(Path.cwd()))  # classes of the working folder can be named
     with plain_errors(ReadableParser.keys):
         result = main()
     sys.exit(result if isinstance(result, int) else 0)

@@ -260,10 +260,10 @@ def test_the_table_is_printed_and_the_checkpoint_named(
 ) -> None:
     cli.main(["fit", *TINY, *small])
     printed = capsys.readouterr()
-    for part in ("last validation", "pole", "miou"):
+    for part in ("validation after 2 steps", "pole", "miou"):
         assert part in printed.out
     (path,) = tmp_path.rglob("*.ckpt")
-    assert f"checkpoint: {path}" in printed.err + caplog.text
+    assert f"written: {path}" in printed.err + caplog.text
 
 
 def test_prediction_without_a_checkpoint_warns(small: list[str]) -> None:

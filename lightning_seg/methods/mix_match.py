@@ -49,9 +49,9 @@ class MixMatchModule(PretrainingModule):
 
     Besides `loss`, the steps that are logged and every validation have the mean squared distances
     `d_ap` of anchors and positives and `d_an` of anchors and negatives, the `accuracy`, which is
-    the share of triplets with d_ap < d_an, the number of `classes` in a batch, and `singleton_share`,
-    the share of these classes that have one patch. Validation also has `recall_at_1`, the share of
-    patches whose nearest neighbour has their class.
+    the share of triplets with d_ap < d_an, the number of `classes` in a batch, and the share
+    `singleton_share` of these classes that have one patch. Validation also has `recall_at_1`, the
+    share of patches whose nearest neighbour has their class.
 
     Args:
         encoder: The encoder; its last feature map is the embedding of a patch.

@@ -190,6 +190,22 @@ class SemiAdvModule(TwoPlayerModule):
         self.log_training(shown, labeled, loss_d)
         self.update(batch_idx, segmenter=losses["loss"], opponent=loss_d)
 
+    def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
+        """Return the logits of raw images; a single image may be too few for batch norms.
+
+        Raises:
+            SetupError: The network cannot train on the image alone.
+        """
+        try:
+            return super().outputs(image)
+        except SetupError as error:
+            if len(image) > 1 or self.joint_forward:
+                raise
+            raise SetupError(
+                f"{error.args[0]}. Labelled and unlabelled images go through it separately",
+                option=("data.batch_size", "data.unlabeled_batch_size", "joint_forward true"),
+            ) from error
+
     @property
     def plays(self) -> bool:
         """Whether a loss depends on the discriminator; otherwise it is not trained."""

@@ -156,9 +156,9 @@ def test_the_permutations_come_back_with_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"permutations": 1}, "--model.permutations"),
-        ({"permutations": 25}, "--model.permutations"),
-        ({"grid": 4}, "--model.grid"),
+        ({"permutations": 1}, "permutations="),
+        ({"permutations": 25}, "permutations="),
+        ({"grid": 4}, "grid="),
         ({"jitter": 1.0}, "jitter must be in"),
         ({"gray_share": 1.5}, "gray_share must be in"),
         ({"tile_size": 0}, "tile_size must be at least 1"),

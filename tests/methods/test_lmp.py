@@ -76,7 +76,7 @@ def test_class_weights_and_smoothing_reach_the_loss(tmp_path) -> None:
 def test_the_plain_mean_of_a_batch_trains_bit_for_bit_like_cross_entropy(tmp_path, options) -> None:
     """The values may round otherwise, the gradients do not: 1 / n for each pixel.
 
-    The auxiliary weight is a power of two: another one rounds before or after the division by n.
+    The auxiliary weight is a power of two, because 0.4 / n is not always 0.4 * (1 / n) in floats.
     """
     nets = []
     for kind, extra in ((LMPModule, {"per_image": False, **options}), (CrossEntropyModule, {})):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from places import ROOT
@@ -28,3 +29,9 @@ def own_images(root: Path, photos: Path) -> str:
         assert old in script
         script = script.replace(old, new)
     return script
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of every `lightning-seg ...` line, continued lines joined."""
+    lines = "\n".join(blocks("sh", text)).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("lightning-seg ")]
