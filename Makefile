@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 # The marker holds what was installed: it is remade when the requirements change.
@@ -31,5 +31,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is site/index.html."
+
 clean:
-	rm -rf .venv build dist *.egg-info runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build site dist *.egg-info runs .mypy_cache .pytest_cache .ruff_cache

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from methods import FOR_ENCODERS, FOR_SEGMENTATION
 from PIL import Image
 from places import ROOT
 
@@ -36,10 +37,6 @@ SMALL = [
 ]
 LRASPP_NAMED = "--model.network=lightning_seg.networks.LRASPP"
 TINY = ["--model.network=tiny.TinyNet", "--model.lr=0.01"]
-FOR_ENCODERS = ["colorization", "jigsaw", "mix_match"]
-METHODS = sorted(
-    path.stem for path in (ROOT / "configs/method").glob("*.yaml") if path.stem not in FOR_ENCODERS
-)
 SMALL_ENCODER = {
     "deeplab_v2": "resnet18",
     "deeplab_v3": "resnet18",
@@ -108,7 +105,7 @@ def test_every_network_runs_every_verb(network: str, small: list[str], tmp_path:
     assert {Image.open(mask).size for mask in masks} == {(96, 64)}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FOR_SEGMENTATION)
 def test_every_method_runs_every_verb(
     method: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

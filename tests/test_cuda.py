@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import FOR_ENCODERS
 from places import ROOT
 
 import cli
@@ -107,7 +108,7 @@ def test_two_players_train_without_waiting_for_the_device(
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize("method", ["colorization", "jigsaw", "mix_match"])
+@pytest.mark.parametrize("method", FOR_ENCODERS)
 def test_encoders_are_trained_without_waiting(method: str, precision: str, tmp_path: Path) -> None:
     words = ["-c", str(ROOT / f"configs/method/{method}.yaml"), "--model.encoder.name=resnet18"]
     words += ["--data.image_size=[96,96]", "--data.crop_size=96", "--data.batch_size=4"]

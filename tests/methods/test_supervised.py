@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import SUPERVISED
 from small_runs import fit, tiny
 
-from lightning_seg import CPGModule, CrossEntropyModule, LMPModule, SegmentationModule
+from lightning_seg import SegmentationModule
 
 
-@pytest.mark.parametrize("kind", [CrossEntropyModule, LMPModule, CPGModule])
+@pytest.mark.parametrize("kind", SUPERVISED)
 def test_a_batch_without_labels_trains_nothing(
     tmp_path: Path, kind: type[SegmentationModule]
 ) -> None:

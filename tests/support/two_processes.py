@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,21 @@ torch.save(results, f"{folder}/rank{rank}.pt")
 dist.barrier()
 dist.destroy_process_group()
 """
+
+
+def meeting_place() -> dict[str, str]:
+    """Return the environment by which two processes find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "test",
+    }
 
 
 def run_two(words: list[str], environment: dict[str, str], timeout: float) -> None:

@@ -9,12 +9,12 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from methods import SUPERVISED
 from tiny import TinyNet
 from torch import nn
 
 from datamodules import SyntheticScenesDataModule
 from lightning_seg import (
-    CPGModule,
     CrossEntropyModule,
     LMPModule,
     NonFiniteLossError,
@@ -125,7 +125,7 @@ def test_what_is_watched_keeps_no_graph() -> None:
     assert not any(each.requires_grad for each in guard._losses)
 
 
-@pytest.mark.parametrize("kind", [CrossEntropyModule, LMPModule, CPGModule])
+@pytest.mark.parametrize("kind", SUPERVISED)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_training_stops_at_the_step(tmp_path, kind, value) -> None:
     ours = kind(Breaks(at=3, value=value), num_classes=8)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
+from methods import PIECES, tiny_words
 from tiny import TinyNet
 
+import cli
 from datamodules import SyntheticScenesDataModule
 from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule
 from lightning_seg.training.optimization import PolyLR
@@ -159,3 +161,24 @@ def test_a_growing_gradient_scale_resumes(tmp_path: Path) -> None:
     assert_equal_runs(straight, resumed)
     scales = [each.precision_plugin.scaler.get_scale() for _, each in (straight, resumed)]
     assert scales == [64.0, 64.0]
+
+
+@pytest.mark.parametrize("method", PIECES)
+def test_every_method_of_the_command_resumes_to_the_last_bit(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where splits are written
+
+    def fit(folder: str, *words: str):
+        where = f"--trainer.default_root_dir={tmp_path / folder}"
+        return cli.main(["fit", *tiny_words(method), where, "--trainer.max_epochs=2", *words])
+
+    keep = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.save_top_k=-1"]
+    whole = fit("whole", *keep)
+    first = min((tmp_path / "whole").rglob("*.ckpt"))  # epoch=0-...
+    assert "epoch=0" in first.name
+    resumed = fit("resumed", f"--ckpt_path={first}", "--trainer.enable_checkpointing=false")
+    assert resumed.trainer.global_step == whole.trainer.global_step > 1
+    state = resumed.model.state_dict()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(state[name], value), name

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-
 import adversaries
 import pytest
 import torch
-from two_processes import run_two
+from two_processes import meeting_place, run_two
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 Found = list[dict]
@@ -16,18 +14,7 @@ Found = list[dict]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    run_two([adversaries.__file__, str(folder)], environment, timeout=400)
+    run_two([adversaries.__file__, str(folder)], meeting_place(), timeout=400)
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
