@@ -49,8 +49,10 @@ def run() -> None:
     """Run the command as a process: a user's mistake becomes one message and a failed exit."""
     sys.path.append(str(Path.cwd()))  # classes of the working folder can be named
     with plain_errors(ReadableParser.keys):
-        result = main()
-    sys.exit(result if isinstance(result, int) else 0)
+        code = main()
+        # only the code is kept: trainer and process group end before the interpreter does
+        code = code if isinstance(code, int) else 0
+    sys.exit(code)
 
 
 if __name__ == "__main__":

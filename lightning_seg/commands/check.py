@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_seg.callbacks import ON_EVERY_RUN
+from lightning_seg.commands.messages import in_flags
 from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
@@ -174,7 +175,8 @@ def _show(report: Report, colors: Any) -> None:
     for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     for defect in report.defects[:100]:
-        text = f"{defect.split}: {defect.message}"
+        message = in_flags(defect.message, "data", ReadableParser.keys())
+        text = f"{defect.split}: {message}"
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     if (left := len(report.defects) - 100) > 0:
         print(f"and {left} more defects: see {REPORT}")
