@@ -272,6 +272,15 @@ def test_labels_and_their_loss_equal_the_reference(threshold, masked):
     torch.testing.assert_close(gradient, torch.autograd.grad(wanted, again)[0])
 
 
+@pytest.mark.parametrize("ignore_index", [-1, 255, 4])
+def test_the_id_of_pixels_that_are_not_kept_changes_no_loss(ignore_index):
+    """Class 4 is the most probable one nowhere, so that its id is free."""
+    logits, scores, valid = random_case()
+    logits[:, 4] = -100
+    loss = pseudo_label_loss(logits, scores, 0.5, valid, ignore_index)
+    assert torch.equal(loss, pseudo_label_loss(logits, scores, 0.5, valid))
+
+
 def test_threshold_0_keeps_everything():
     logits, scores, _ = random_case()
     scores -= 1000  # sigmoid is 0

@@ -18,6 +18,7 @@ from torchvision.models.segmentation import (
     lraspp_mobilenet_v3_large,
 )
 
+from lightning_seg.errors import SetupError
 from lightning_seg.networks import (
     FCN,
     LRASPP,
@@ -367,6 +368,16 @@ def test_networks_pass_on_the_normalisation_of_their_encoder():
 def test_training_on_one_image_is_refused(name):
     with pytest.raises(ValueError, match=r"over a single image.*data\.batch_size="):
         build(name)(torch.randn(1, 3, 64, 64))
+
+
+def test_the_error_for_one_image_speaks_of_the_network_and_not_of_the_command():
+    with pytest.raises(SetupError) as error:
+        build("deeplab_v3")(torch.randn(1, 3, 64, 64))
+    message = str(error.value)
+    for way_out in ("2 or more images per device", "SyncBatchNorm", "evaluation mode"):
+        assert way_out in message
+    assert "--" not in message
+    assert "joint_forward" not in message
 
 
 def test_training_a_single_class_ocr_on_one_image_is_refused():
