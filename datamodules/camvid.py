@@ -51,6 +51,7 @@ class CamVidDataModule(FolderDataModule):
         DataError: Files are missing.
     """
 
+    fixed_options = ("class_names", "void")
     default_crop_size = (352, 352)
     default_scale = (0.6, 1.5)
 

@@ -26,13 +26,14 @@ from datamodules.reading.files import image_size
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import FileSource, Source, spread
 from lightning_seg.errors import require_range
+from lightning_seg.signatures import ExplicitSignature
 
 Split = Literal["train", "val", "test"]
 
 _EVALUATED: dict[str, Split] = {"fit": "val", "validate": "val", "test": "test"}
 
 
-class ImageDataModule(L.LightningDataModule, ABC):
+class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
     """Loaders of images, with what data modules with and without labels have in common.
 
     A batch is a dict of `image` (B, 3, H, W) uint8 RGB, `id`, a list of B names, and `mask`

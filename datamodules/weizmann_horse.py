@@ -54,6 +54,7 @@ class WeizmannHorseDataModule(FolderDataModule):
         DataError: Files are missing, or an image and its mask differ in their proportions.
     """
 
+    fixed_options = ("class_names",)
     default_crop_size = (224, 224)
     default_scale = (0.75, 1.5)
 
