@@ -8,7 +8,7 @@ from lightning_seg import MethodModule
 from lightning_seg.callbacks import LoggedConfig
 from lightning_seg.commands.check import check
 from lightning_seg.commands.messages import plain_errors
-from lightning_seg.commands.parser import ReadableParser
+from lightning_seg.commands.parser import DESCRIPTION, ReadableParser
 from lightning_seg.commands.pieces import configs
 from lightning_seg.commands.pipeline import pipeline
 from lightning_seg.commands.trainer_verbs import SegmentationCLI
@@ -40,6 +40,7 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         seed_everything_default=0,
         trainer_defaults={"enable_model_summary": False},
         parser_class=ReadableParser,
+        parser_kwargs={"description": DESCRIPTION},
         save_config_callback=LoggedConfig,
         args=args,
     )

@@ -23,12 +23,27 @@ from lightning_seg.commands.messages import explain
 from lightning_seg.commands.pieces import find_piece
 from lightning_seg.training.checkpoints import NO_PRETRAINING, PARTS
 
-VERBS = {
+DESCRIPTION = """Train, evaluate and use segmentation networks by methods beyond cross-entropy.
+A configuration is a list of pieces (-c), merged from left to right; a flag overrides one value:
+fit -c configs/data/camvid.yaml -c configs/network/unet.yaml -c configs/method/lmp.yaml
+--data.root /where/camvid/is --model.lr 0.002"""
+
+OPTIONS = " --model.help LMPModule and --data.help FolderDataModule list the options of a class."
+
+OWN_VERBS = {
     "check": "Read the whole dataset once, and report what it holds and what is wrong with it.",
     "pipeline": "Run several trainings, each of which starts from the encoder of the one before.",
     "configs": "List the pieces of configuration that come with the package.",
 }
 """The verbs that are not the Trainer's, with their line in `--help`."""
+
+VERBS = {
+    **OWN_VERBS,
+    "fit": "Train a network, and validate it after every epoch.",
+    "validate": "Print the scores of a checkpoint on the validation images.",
+    "test": "Print the scores of a checkpoint on the test images.",
+    "predict": "Write a mask and an overlay for every image.",
+}
 
 JOINED = ("trainer.callbacks", "trainer.logger")
 """Options of which each piece may bring some."""
@@ -81,10 +96,17 @@ class ReadableParser(LightningArgumentParser):
         return found
 
     def add_subcommands(self, *args: Any, **options: Any) -> Any:
-        """Add the Trainer's verbs after the other ones, which are there for the help alone."""
+        """Add verbs with a line of help each; those that are not the Trainer's come first."""
         subcommands = super().add_subcommands(*args, **options)
-        for name, help_ in VERBS.items():
-            subcommands.add_subcommand(name, ReadableParser(), help=help_)
+        add = subcommands.add_subcommand
+
+        def described(name: str, parser: Any, **options: Any) -> Any:
+            parser.description = VERBS[name] + OPTIONS * (name not in OWN_VERBS)
+            return add(name, parser, **{**options, "help": VERBS[name]})
+
+        subcommands.add_subcommand = described  # type: ignore[method-assign]
+        for name in OWN_VERBS:  # run by `cli.main`: they are here for the help
+            described(name, ReadableParser())
         return subcommands
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
