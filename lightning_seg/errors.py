@@ -23,7 +23,7 @@ class UserError(ValueError):
         options: The options to change, empty where none would help.
         scope: The part of a configuration that holds an option without a prefix.
 
-    Example:
+    Examples:
         >>> print(UserError("num_workers must be at least 0, not -1", option="num_workers 0"))
         num_workers must be at least 0, not -1 (option: num_workers=0)
     """

@@ -23,7 +23,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         The path to write to. It becomes `path` where the block ends without an exception, and is
         removed otherwise.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with write_whole(Path(folder, "a.txt")) as part:

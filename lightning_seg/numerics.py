@@ -20,7 +20,7 @@ def at_least_float32(values: Tensor) -> Tensor:
     Returns:
         The same shape; float32, or the dtype of `values` where that is wider.
 
-    Example:
+    Examples:
         >>> at_least_float32(torch.zeros(2, dtype=torch.bfloat16)).dtype
         torch.float32
         >>> at_least_float32(torch.zeros(2, dtype=torch.float64)).dtype
@@ -63,7 +63,7 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     Raises:
         ValueError: `valid` has another shape than `values`.
 
-    Example:
+    Examples:
         >>> masked_mean(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False])).item()
         2.0
     """

@@ -34,7 +34,7 @@ def color_table(
     Returns:
         (256, 3) uint8; the rows of other ids than classes and void are black.
 
-    Example:
+    Examples:
         >>> color_table(3)[[1, 2, 255]].tolist()
         [[128, 0, 0], [0, 128, 0], [255, 255, 255]]
     """

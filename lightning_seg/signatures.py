@@ -16,7 +16,7 @@ class ExplicitSignature:
     Attributes:
         fixed_options: The arguments of a base that a subclass sets itself.
 
-    Example:
+    Examples:
         >>> import inspect
         >>> class Base(ExplicitSignature):
         ...     def __init__(self, *, lr: float = 0.1) -> None: ...

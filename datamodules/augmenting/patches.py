@@ -135,7 +135,7 @@ class PatchMixer:
         Raises:
             ValueError: Image and mask differ in size, or the image has not three channels.
 
-        Example:
+        Examples:
             The image has one pixel. In a patch of 2 x 2 pixels it is the last, the others are
             padding.
 
@@ -236,7 +236,7 @@ def discard_covered(
         At most `wanted` squares: those within `max_overlap` in order, then, if these are too few,
         those above it in order.
 
-    Example:
+    Examples:
         Squares of 4 x 4 pixels: the first covers three quarters of the second and nothing of the
         third.
 

@@ -55,7 +55,7 @@ def count_labeled(amount: Amount, total: int) -> int:
     Raises:
         DataError: The amount has another form, means no image, or more images than there are.
 
-    Example:
+    Examples:
         >>> [count_labeled(amount, 10582) for amount in ("1/8", "1/4", "1/2", 0.05, 662)]
         [1322, 2645, 5291, 529, 662]
     """

@@ -50,7 +50,7 @@ def derive_seed(seed: int, stream: RandomStream, *counters: int) -> int:
         counters: Where in the stream, each at least 0, such as epoch and step. Keys of different
             lengths give different seeds.
 
-    Example:
+    Examples:
         >>> derive_seed(0, RandomStream.LABELED, 3, 5)
         2806301940
     """

@@ -132,10 +132,12 @@ def in_flags(message: str, scope: str, keys: Sequence[str]) -> str:
 
 
 def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str:
-    first = name.partition(".")[0]
-    if (usual := f"{scope}.{name}") in places:
+    usual = f"{scope}.{name}"
+    if f"{usual}.name" in places:  # an encoder, which is an object with a name
+        return f"{usual}.name"
+    if usual in places:
         return usual
-    if first in known:
+    if name.partition(".")[0] in known:
         return name
     nested = [place for place in places if place.endswith(f".{name}")]
     nested.sort(key=lambda place: (not place.startswith(f"{scope}."), place.count(".")))

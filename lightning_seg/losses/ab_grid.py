@@ -57,7 +57,7 @@ class ABGrid(ColorTarget):
     Raises:
         SetupError: An argument is out of its range.
 
-    Example:
+    Examples:
         Before the first batch all locations weigh 1. Uniform logits cost log 261 each.
 
         >>> target = ABGrid().eval()

@@ -39,7 +39,7 @@ def score_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: `scores` has more than one channel or another number of dimensions.
 
-    Example:
+    Examples:
         >>> score_map(torch.tensor([[[[0.0, 2.0]]]]), (2, 3)).tolist()
         [[[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]]
     """
@@ -69,7 +69,7 @@ def adversarial_loss(scores: Tensor, valid: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         A discriminator that cannot decide returns d = 0 at all of 2x2 pixels, and the loss is
         -log(1/2) = 0.6931.
 
@@ -103,7 +103,7 @@ def discriminator_loss(
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         d = 0 for 2x2 pixels of a prediction, and for 2x2 pixels of a label.
 
         >>> scores = torch.zeros(1, 1, 2, 2)
@@ -138,7 +138,7 @@ def pseudo_labels(
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         2x2 pixels of class 1. The discriminator is confident in the left column only.
 
         >>> logits = torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1).expand(1, 2, 2, 2)
@@ -184,7 +184,7 @@ def pseudo_label_loss(
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         2x2 pixels whose most probable class has p = 3/4. The discriminator is confident in the
         left column only, and the mean over the left column is log 4/3 = 0.2877.
 

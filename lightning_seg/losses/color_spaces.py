@@ -29,7 +29,7 @@ def hue_chroma(rgb: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Hue in [0, 1) and chroma in [0, 1], both (...). The hue of grey is 0.
 
-    Example:
+    Examples:
         Dark blue and a grey.
 
         >>> hue, chroma = hue_chroma(torch.tensor([[0.0, 0.0, 0.5], [0.3, 0.3, 0.3]]))
@@ -56,7 +56,7 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
     Returns:
         (..., 3): L in [0, 100], a and b, which lie in about [-108, 99].
 
-    Example:
+    Examples:
         >>> [round(each) for each in rgb_to_lab(torch.tensor([0.0, 0.0, 1.0])).tolist()]
         [32, 79, -108]
     """
@@ -79,7 +79,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     Returns:
         (..., 3) sRGB. Channels of colours outside sRGB are clamped to [0, 1].
 
-    Example:
+    Examples:
         >>> [round(each, 3) for each in lab_to_rgb(torch.tensor([50.0, 0.0, 0.0])).tolist()]
         [0.466, 0.466, 0.466]
     """
@@ -107,7 +107,7 @@ def with_gray(gray: Tensor, rgb: Tensor) -> Tensor:
     Returns:
         (N, 3) sRGB in [0, 1] whose means are `gray`.
 
-    Example:
+    Examples:
         A pure red at grey value 1/3 fits; at 2/3 only half of its tint does.
 
         >>> red = torch.tensor([[1.0, 0.0, 0.0]])
@@ -134,7 +134,7 @@ def apply_matrix(matrix: Tensor, vectors: Tensor) -> Tensor:
     Returns:
         (..., n) products.
 
-    Example:
+    Examples:
         >>> apply_matrix(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, 4.0])).tolist()
         [11.0]
     """

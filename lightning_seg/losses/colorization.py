@@ -111,7 +111,7 @@ class HueChroma(ColorTarget):
     Raises:
         SetupError: An argument is out of its range.
 
-    Example:
+    Examples:
         Uniform logits have a cross-entropy of log 32 for the hue and for the chroma. The hue term
         is weighted by chroma: red (chroma 1) costs 1 + 5 times log 32, grey (chroma 0) once.
 

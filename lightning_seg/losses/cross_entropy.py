@@ -40,7 +40,7 @@ def cross_entropy(
     Raises:
         IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
 
-    Example:
+    Examples:
         2x2 pixels, of which two are labelled with p(true class) = 1/2 and 3/4:
         (log 2 + log 4/3) / 2 = 0.4904.
 
@@ -83,7 +83,7 @@ class CrossEntropy(nn.Module):
     Shape:
         (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
 
-    Example:
+    Examples:
         >>> loss = CrossEntropy()
         >>> round(loss(torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 255]]])).item(), 4)
         0.6931

@@ -82,7 +82,7 @@ def loss_max_pooling(
         ValueError: The shapes do not fit.
         IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
 
-    Example:
+    Examples:
         2x2 pixels, of which two are labelled, with the losses log 2 and log 4. p = 1 and
         ratio = 1/2 give the mean of the larger half, log 4. p = 2 gives the root of the mean
         square.
@@ -224,7 +224,7 @@ class LossMaxPooling(nn.Module):
     Shape:
         (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
 
-    Example:
+    Examples:
         The losses of both labelled pixels are log 2.
 
         >>> loss = LossMaxPooling(p=1.0, ratio=0.5)

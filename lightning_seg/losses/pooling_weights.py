@@ -46,7 +46,7 @@ def loss_max_pooling_weights(
     Raises:
         SetupError: `p` or `ratio` is out of its range.
 
-    Example:
+    Examples:
         The larger half of 2x2 losses.
 
         >>> losses = torch.tensor([[4.0, 0.0], [3.0, 0.0]])

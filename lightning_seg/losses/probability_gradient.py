@@ -76,7 +76,7 @@ def probability_gradient_loss(
         ValueError: The shapes do not fit.
         IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
 
-    Example:
+    Examples:
         A straight edge in 2x2 labels. Across the edge the labels of the two classes have the
         gradients 2 and -2 (1/2 + 1 + 1/2); uniform probabilities have the gradient 0.
 
@@ -128,7 +128,7 @@ def boundary_pixels(
     Raises:
         SetupError: `kernel_size` or `void` is none of the choices.
 
-    Example:
+    Examples:
         >>> boundary_pixels(torch.tensor([[[0, 0, 0, 1]] * 2])).int().tolist()
         [[[0, 0, 1, 1], [0, 0, 1, 1]]]
     """
@@ -265,7 +265,7 @@ class ProbabilityGradientLoss(nn.Module):
     Shape:
         (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
 
-    Example:
+    Examples:
         >>> loss = ProbabilityGradientLoss(kernel_size=3)
         >>> loss(torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [0, 1]]]))
         tensor(4.)

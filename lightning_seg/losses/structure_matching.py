@@ -59,7 +59,7 @@ def structure_matching_loss(
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         2x2 places of two channels. In the upper row the features are orthogonal, d = 2; in the
         lower row they have one direction, d = 0.
 
@@ -98,7 +98,7 @@ def structure_hinge_loss(
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         2x2 places with equal features: every place lacks the whole margin.
 
         >>> a = torch.ones(1, 3, 2, 2)

@@ -23,7 +23,7 @@ def one_hot_map(target: Tensor, num_classes: int, ignore_index: int = 255) -> Te
     Returns:
         (B, C, H, W) float32 of 0 and 1.
 
-    Example:
+    Examples:
         2x2 pixels of two classes, one of them void.
 
         >>> one_hot_map(torch.tensor([[[1, 0], [1, 255]]]), num_classes=2).tolist()
@@ -46,7 +46,7 @@ def log_depth(depth: Tensor, smallest: float = 1e-2) -> Tensor:
     Returns:
         `log(max(depth, smallest))`, the shape of `depth`.
 
-    Example:
+    Examples:
         >>> log_depth(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
         tensor([[-4.6052,  0.0000],
                 [-4.6052,  0.0000]])
@@ -66,7 +66,7 @@ def unit_vectors(vectors: Tensor) -> Tensor:
     Returns:
         (B, K, ...) vectors of length 1 or 0.
 
-    Example:
+    Examples:
         >>> unit_vectors(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])

@@ -83,7 +83,7 @@ def class_graph_triplets(
     Raises:
         ValueError: `labels` is not one-dimensional or not of an integer type.
 
-    Example:
+    Examples:
         Two nodes of class 7 and one of class 3 leave no choice. The node of class 3 has no
         positive.
 
@@ -114,7 +114,7 @@ def random_triplets(
     Raises:
         ValueError: `labels` is not one-dimensional or not of an integer type.
 
-    Example:
+    Examples:
         >>> random_triplets(torch.tensor([4, 9, 4])).indices.tolist()
         [[0, 2, 1], [1, 1, 1], [2, 0, 1]]
     """
@@ -144,7 +144,7 @@ def triplet_loss(
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         The positive equals the anchor, and the negative is orthogonal to it: (2.1 + 0 - 2) / 2.
 
         >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -180,7 +180,7 @@ def triplet_statistics(
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         One triplet of three nodes. The second class has one node only.
 
         >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -227,7 +227,7 @@ def recall_at_1(embeddings: Tensor, labels: Tensor, ignore_index: int = 255) -> 
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         The nearest node of the third has another class. The fourth is alone in its class and does
         not count: 2 of 3 are right.
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError, require_range
+from lightning_seg.errors import require_range
 from lightning_seg.losses import CrossEntropy, ProbabilityGradientLoss
 from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 
@@ -74,12 +74,9 @@ class CPGModule(SegmentationModule):
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_cpg = lambda_cpg
         self.on_aux = on_aux
-        try:
-            self.cpg = ProbabilityGradientLoss(
-                kernel_size, void, self.ignore_index, normalize, across_ranks
-            )
-        except ValueError as error:
-            raise SetupError(str(error), option=("kernel_size", "void")) from error
+        self.cpg = ProbabilityGradientLoss(
+            kernel_size, void, self.ignore_index, normalize, across_ranks
+        )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""

@@ -78,12 +78,9 @@ class LMPModule(SegmentationModule):
                 f"{len(class_weights)} class_weights for {num_classes} classes",
                 option="class_weights",
             )
-        try:
-            self.loss = LossMaxPooling(
-                p, ratio, self.ignore_index, per_image, class_weights, label_smoothing, across_ranks
-            )
-        except ValueError as error:
-            raise SetupError(str(error), option=("p", "ratio", "per_image")) from error
+        self.loss = LossMaxPooling(
+            p, ratio, self.ignore_index, per_image, class_weights, label_smoothing, across_ranks
+        )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""

@@ -27,7 +27,7 @@ class SegmentationMetrics(Metric):
     Raises:
         SetupError: `num_classes` is below 1.
 
-    Example:
+    Examples:
         2x2 pixels with the labels 0, 0, 1 and void, and the predictions 0, 1, 1 and 0. Either
         class is right at one pixel of the two that have it as label or prediction.
 

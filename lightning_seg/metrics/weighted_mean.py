@@ -18,7 +18,7 @@ class WeightedMean(Metric):
     Args:
         kwargs: Keyword arguments of `torchmetrics.Metric`.
 
-    Example:
+    Examples:
         A mean of 2 over three values and a mean of 6 over one: (3 * 2 + 1 * 6) / 4.
 
         >>> mean = WeightedMean()

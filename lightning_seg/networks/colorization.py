@@ -34,7 +34,7 @@ class ColorizationNetwork(nn.Module):
     Shape:
         (B, 3, H, W) images and (B, K, 2) locations -> (B, K, outputs) logits.
 
-    Example:
+    Examples:
         >>> network = ColorizationNetwork(TimmEncoder("resnet18"), outputs=64, width=16).eval()
         >>> network(torch.zeros(2, 3, 64, 96), torch.zeros(2, 5, 2)).shape
         torch.Size([2, 5, 64])

@@ -28,7 +28,7 @@ class FCDiscriminator(nn.Module):
     Shape:
         (B, C, H, W) class probabilities or one-hot labels -> (B, 1, H // 32, W // 32) logits.
 
-    Example:
+    Examples:
         >>> import torch
         >>> discriminator = FCDiscriminator(21)
         >>> sum(weight.numel() for weight in discriminator.parameters())

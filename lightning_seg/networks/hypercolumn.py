@@ -33,7 +33,7 @@ def read_at(maps: Sequence[Tensor], size: tuple[int, int], locations: Tensor) ->
     Raises:
         ValueError: There is no map, the shapes do not fit, or the size is below 1.
 
-    Example:
+    Examples:
         A map of 2x2 for an image of 4x4: pixel (0, 1) is half way between two columns of the map.
 
         >>> maps = [torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])]

@@ -33,7 +33,7 @@ class JigsawNetwork(nn.Module):
     Shape:
         (B, T, 3, s, s) normalised tiles -> (B, permutations) logits.
 
-    Example:
+    Examples:
         >>> import torch
         >>> network = JigsawNetwork(TimmEncoder("resnet18"), permutations=100, width=16)
         >>> network(torch.zeros(2, 9, 3, 64, 64)).shape

@@ -35,7 +35,7 @@ class StructureAnalyzer(nn.Module):
     Raises:
         SetupError: `taps` are not rising numbers of encoder blocks.
 
-    Example:
+    Examples:
         >>> analyzer = StructureAnalyzer(21)
         >>> sum(weight.numel() for weight in analyzer.parameters())
         990629

@@ -37,7 +37,7 @@ def far_permutations(count: int, tiles: int = 9, seed: int = 0) -> Tensor:
     Raises:
         ValueError: An argument is out of its range.
 
-    Example:
+    Examples:
         Four permutations of 2x2 tiles have every number once in each place.
 
         >>> chosen = far_permutations(4, tiles=4)
@@ -107,7 +107,7 @@ def cut_tiles(
         ValueError: An argument is out of its range, the shapes do not fit, or an image has fewer
             pixels than the grid has cells.
 
-    Example:
+    Examples:
         Cells of 2x2 pixels and tiles of one pixel.
 
         >>> image = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
@@ -169,7 +169,7 @@ def shuffle(tiles: Tensor, permutations: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         >>> shuffle(torch.tensor([[5, 6, 7]]), torch.tensor([[2, 0, 1]])).tolist()
         [[7, 5, 6]]
     """
@@ -194,7 +194,7 @@ def unshuffle(tiles: Tensor, permutations: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         >>> unshuffle(torch.tensor([[7, 5, 6]]), torch.tensor([[2, 0, 1]])).tolist()
         [[5, 6, 7]]
     """

@@ -24,7 +24,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
     Args:
         module: The module whose weights get no gradient.
 
-    Example:
+    Examples:
         >>> layer, x = nn.Linear(1, 1), torch.ones(1, 1, requires_grad=True)
         >>> with frozen(layer):
         ...     y = layer(x)

@@ -34,7 +34,7 @@ class PolyLR(LRScheduler):
     Raises:
         SetupError: `total_iters` is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         >>> schedule = PolyLR(optimizer, power=1.0, total_iters=4)
