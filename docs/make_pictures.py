@@ -1,4 +1,4 @@
-"""Draws docs/demo.png from what `make demo` left in runs/demo: image, truth, prediction.
+"""Draw docs/demo.png: scenes, labels, and the predictions that `make demo` wrote to runs/demo.
 
 python docs/make_pictures.py
 """
@@ -18,11 +18,16 @@ PREDICTIONS = HERE.parent / "runs" / "demo" / "predictions" / "masks"
 
 
 def sheet(columns: int = 5, border: int = 4) -> Image.Image:
-    """Lay out the first test scenes, one a column."""
+    """Return the first test scenes, one per column: image, labels, prediction.
+
+    Args:
+        columns: Number of scenes.
+        border: Width of the white gap after a column in pixels.
+    """
     data = SyntheticScenesDataModule(num_workers=0)
     scenes = data.source("test")
     table = color_table(data.num_classes, data.palette)
-    tiles = []
+    tiles = []  # one (3 H, W + border, 3) column per scene
     for index in range(columns):
         scene = scenes[index]
         predicted = np.array(Image.open(PREDICTIONS / f"{scene.id}.png"))

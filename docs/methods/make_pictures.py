@@ -1,11 +1,14 @@
-"""Draws the pictures of the methods' pages beside this file.
+"""Draw the pictures of the pages on methods into the folder of this file.
 
-python docs/methods/make_pictures.py
+    python docs/methods/make_pictures.py [lmp cpg asml semi_adv mix_match]
+
+draws the pictures that are named, and all of them without a name.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ FILLS = {"segmenter": "#dbe9f6", "opponent": "#fbdedc", "map": "#f3f3f3", "loss"
 
 
 def pooling_weights() -> Figure:
-    """Weights of 100 sorted losses, in multiples of the uniform weight."""
+    """Draw the weights of 100 sorted losses, in multiples of the uniform weight."""
     losses = torch.linspace(0.01, 1, 100, dtype=torch.float64) ** 2 * 3
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -44,22 +47,22 @@ def pooling_weights() -> Figure:
 
 
 def probability_gradients() -> Figure:
-    """A scene, its boundaries, and the gradients of a blurred and of a sharp prediction."""
+    """Draw a scene, the entries of the loss, and gradients of labels and probabilities."""
     data = SyntheticScenesDataModule(image_size=(160, 200), num_workers=0)
     scene = next(
         scene for scene in map(data.source("test").read, range(20)) if 255 not in scene.mask
     )
     target = torch.from_numpy(scene.mask.astype(np.int64))[None]
-    truth = F.one_hot(target, data.num_classes).float()
-    truth = truth.movedim(-1, 1)
+    # (1, H, W) -> (1, C, H, W)
+    truth = F.one_hot(target, data.num_classes).float().movedim(-1, 1)
     blurred = F.avg_pool2d(F.pad(truth, [4] * 4, mode="replicate"), 9, 1)
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 2
     pictures = {
         "image": scene.image,
         "labels": color_table(data.num_classes, data.palette)[scene.mask],
-        "where the loss looks (size 3)": boundary_pixels(target)[0].numpy(),
+        "pixels with an entry (size 3)": boundary_pixels(target)[0].numpy(),
         "gradient of the labels": _strength(truth, kernel),
-        "of blurred probabilities": _strength(blurred, kernel),
+        "gradient of blurred probabilities": _strength(blurred, kernel),
         "squared difference": _strength(truth - blurred, kernel) ** 2,
     }
     figure = Figure(figsize=(10, 5.6), dpi=100, layout="constrained")
@@ -71,7 +74,15 @@ def probability_gradients() -> Figure:
 
 
 def _strength(maps: torch.Tensor, kernel: torch.Tensor) -> np.ndarray:
-    """Length of the gradient over all classes and both directions."""
+    """Return the length of the gradient over all classes and both directions.
+
+    Args:
+        maps: (1, C, H, W) probabilities or labels.
+        kernel: The edge kernel of one direction, (3, 3).
+
+    Returns:
+        (H, W) lengths.
+    """
     classes = maps.shape[1]
     weight = torch.stack([kernel, kernel.T])[:, None].repeat(classes, 1, 1, 1)
     padded = F.pad(maps, [1] * 4, mode="replicate")
@@ -79,9 +90,13 @@ def _strength(maps: torch.Tensor, kernel: torch.Tensor) -> np.ndarray:
 
 
 class Diagram:
-    """Boxes and arrows on a canvas of 100 by 56.
+    """Boxes and arrows on a canvas of 100 by 56 units.
 
-    An arrow goes with the data; its colour says whose weights get the gradient that comes back.
+    An arrow follows the data, and its colour shows the weights that get the gradient. Places are
+    the centres of boxes, panels and texts, in units from the lower left corner.
+
+    Args:
+        opponent: The name of the second network in the legend.
     """
 
     def __init__(self, opponent: str) -> None:
@@ -89,23 +104,23 @@ class Diagram:
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, 100), ylim=(0, 56))
         self.axes.set_axis_off()
-        told = {
+        legend = {
             "segmenter": "gradient to the segmenter S",
             "opponent": f"gradient to {opponent}",
             "none": "no gradient",
         }
-        for (player, text), x in zip(told.items(), (5, 39, 75), strict=True):
+        for (player, text), x in zip(legend.items(), (5, 39, 75), strict=True):
             color, style = PLAYERS[player]
             self.axes.plot((x, x + 6), (2, 2), color=color, linestyle=style, linewidth=2)
             self.text(x + 7, 2, text, ha="left")
 
     def text(self, x: float, y: float, text: str, size: float = 10, **options: Any) -> None:
-        """Write around a place."""
+        """Write a text, centred at a place."""
         options = {"ha": "center", "va": "center", **options}
         self.axes.text(x, y, text, fontsize=size, linespacing=1.35, **options)
 
     def panel(self, x: float, y: float, width: float, height: float, text: str) -> None:
-        """Put a background behind what belongs together, named at its top."""
+        """Fill a rectangle under the boxes that share weights, with a text at its top."""
         corner = (x - width / 2, y - height / 2)
         self.axes.add_patch(Rectangle(corner, width, height, color="#fdf3f2", linewidth=0))
         self.text(x, y + height / 2 - 0.8, text, va="top")
@@ -113,7 +128,7 @@ class Diagram:
     def box(
         self, x: float, y: float, width: float, height: float, text: str, kind: str = "map"
     ) -> None:
-        """Draw a box around a place; losses are round."""
+        """Draw a box with a text; boxes of losses have round corners."""
         style = "round,pad=0,rounding_size=1.4" if kind == "loss" else "square,pad=0"
         edge = PLAYERS.get(kind, PLAYERS["none"])[0]
         corner = (x - width / 2, y - height / 2)
@@ -125,7 +140,7 @@ class Diagram:
         self.text(x, y, text)
 
     def arrow(self, player: str, *points: tuple[float, float]) -> None:
-        """Draw a line through points with its head at the last one."""
+        """Draw a line through points, with an arrow head at the last one."""
         color, style = PLAYERS[player]
         *_, before, last = points
         x, y = zip(*points, strict=True)
@@ -137,7 +152,7 @@ class Diagram:
 
 
 def structure_matching() -> Figure:
-    """Who sees what in adversarial structure matching."""
+    """Draw the inputs and gradients of adversarial structure matching."""
     drawn = Diagram("analyzer A and decoder R")
     drawn.panel(63.5, 24.5, 33, 38, "structure analyzer, one set of weights")
     drawn.box(7, 50, 11, 6, "image")
@@ -154,7 +169,7 @@ def structure_matching() -> Figure:
     drawn.box(91, 50, 16, 8, "L_pixel\nz against y", "loss")
     drawn.box(91, 35, 16, 8, "L_match\nd(f(y), f(p))", "loss")
     drawn.box(91, 22, 16, 8, "L_rec\nR(y) against y", "loss")
-    drawn.box(91, 10, 16, 8, "L_hinge\nmax(0, 0.8 - d)", "loss")
+    drawn.box(91, 10, 16, 8, "L_hinge\nmax(0, margin - d)", "loss")
     drawn.arrow("none", (12.5, 50), (15.5, 50))
     drawn.arrow("segmenter", (28.5, 50), (32, 50))
     drawn.arrow("segmenter", (44, 50), (83, 50))
@@ -162,7 +177,7 @@ def structure_matching() -> Figure:
     drawn.arrow("segmenter", (44, 35), (48.5, 35))
     drawn.arrow("segmenter", (63.5, 35), (83, 35))
     drawn.arrow("none", (33.5, 47), (33.5, 43), (28, 43), (28, 10), (32, 10))
-    drawn.axes.plot((27, 29), (22, 22), color="white", linewidth=7)  # a bridge
+    drawn.axes.plot((27, 29), (22, 22), color="white", linewidth=7)  # a gap where two lines cross
     drawn.arrow("none", (23, 22), (32, 22))
     drawn.arrow("none", (44, 22), (48.5, 22))
     drawn.arrow("none", (44, 10), (48.5, 10))
@@ -175,7 +190,7 @@ def structure_matching() -> Figure:
 
 
 def adversarial_semi_supervision() -> Figure:
-    """Who sees what in adversarial semi-supervised segmentation."""
+    """Draw the inputs and gradients of adversarial semi-supervised segmentation."""
     drawn = Diagram("discriminator D")
     drawn.panel(62, 24.5, 19, 41, "discriminator,\none set of weights")
     drawn.box(8, 43, 13, 7, "labelled\nimages")
@@ -185,12 +200,12 @@ def adversarial_semi_supervision() -> Figure:
     drawn.box(42, 38, 14, 19, "logits z,\nsoftmax P")
     drawn.box(42, 17.5, 14, 6, "the same P")
     drawn.box(42, 8.5, 14, 6, "one-hot")
-    drawn.box(62, 34, 13, 8, "D, frozen\nscores d")
-    drawn.box(62, 13, 13, 16, "D\nscores d", "opponent")
+    drawn.box(62, 34, 13, 8, "D, frozen\nlogits d")
+    drawn.box(62, 13, 13, 16, "D\nlogits d", "opponent")
     drawn.box(90, 51, 18, 7, "L_ce\nlabelled", "loss")
-    drawn.box(90, 37, 18, 9, "L_adv\ntaken for labels?\nboth kinds", "loss")
-    drawn.box(90, 24, 18, 9, "L_semi\nown classes, where\nsigmoid(d) >= T", "loss")
-    drawn.box(90, 10, 18, 9, "L_D\npredictions 0,\nlabels 1", "loss")
+    drawn.box(90, 37, 18, 9, "L_adv\nD takes P for labels,\nall images", "loss")
+    drawn.box(90, 24, 18, 9, "L_semi\npseudo-labels, where\nsigmoid(d) >= t_semi", "loss")
+    drawn.box(90, 10, 18, 9, "L_D\npredictions are 0,\nlabels are 1", "loss")
     drawn.arrow("none", (14.5, 43), (18.5, 43))
     drawn.arrow("none", (14.5, 33), (18.5, 33))
     drawn.arrow("segmenter", (30.5, 38), (35, 38))
@@ -211,7 +226,7 @@ def adversarial_semi_supervision() -> Figure:
 
 
 def mix_and_match() -> Figure:
-    """The patches of a scene, and the edges of a class-wise connected graph over those of two."""
+    """Draw the patches of a scene, and the class-wise connected graph of the patches of two."""
     data = SyntheticScenesDataModule(image_size=(160, 200), num_workers=0)
     mixer = PatchMixer(10, (24, 64), 48, background_index=None)
     colors = color_table(data.num_classes, data.palette) / 255
@@ -256,7 +271,7 @@ def mix_and_match() -> Figure:
             Rectangle(frame, 0.22, 0.22, fill=False, edgecolor=colors[label], lw=2.5, zorder=3)
         )
     right.set(
-        title="match: classes hang together; dotted, one negative",
+        title="match: positives connect a class; dotted: one negative",
         xlim=(-1.75, 1.75),
         ylim=(-1.2, 1.2),
         aspect="equal",
@@ -265,9 +280,14 @@ def mix_and_match() -> Figure:
     return figure
 
 
+PICTURES = {
+    "lmp": pooling_weights,
+    "cpg": probability_gradients,
+    "asml": structure_matching,
+    "semi_adv": adversarial_semi_supervision,
+    "mix_match": mix_and_match,
+}
+
 if __name__ == "__main__":
-    pooling_weights().savefig(HERE / "lmp.png")
-    probability_gradients().savefig(HERE / "cpg.png")
-    structure_matching().savefig(HERE / "asml.png")
-    adversarial_semi_supervision().savefig(HERE / "semi_adv.png")
-    mix_and_match().savefig(HERE / "mix_match.png")
+    for name in sys.argv[1:] or PICTURES:
+        PICTURES[name]().savefig(HERE / f"{name}.png")
