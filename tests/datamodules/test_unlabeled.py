@@ -175,5 +175,5 @@ def test_overfitting_batches_is_refused_without_advice_about_labels(tmp_path):
 
 def test_methods_that_need_masks_say_so(tmp_path):
     data = module(str(write(tmp_path, 4)))
-    with pytest.raises(SetupError, match="needs classes, and the data has none"):
+    with pytest.raises(SetupError, match="trains on masks, and the data has no classes"):
         CrossEntropyModule(num_classes=data.num_classes)
