@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PART = ".part-"
+"""The beginning of the names of files that are being written."""
+
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path, durable: bool = False) -> Iterator[Path]:
     """Write a file beside its place, and rename it when it is complete.
 
     A reader sees the earlier file or the new one, never a part of one, also when the process is
@@ -18,6 +22,8 @@ def write_whole(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file; its folder is made where it is missing.
+        durable: Whether the content is on the disk before the file gets its name, so that a crash
+            of the machine leaves the earlier file or the new one, too.
 
     Yields:
         The path to write to. It becomes `path` where the block ends without an exception, and is
@@ -32,10 +38,18 @@ def write_whole(path: Path) -> Iterator[Path]:
         'whole'
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{secrets.token_hex(8)}{path.suffix}")
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}{path.suffix}")
     try:
         yield part
+        if durable:
+            _flush(part)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _flush(path: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

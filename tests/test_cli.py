@@ -152,7 +152,8 @@ def test_what_trains_an_encoder_hands_it_over(
         cli.main(["predict", *words, f"--ckpt_path={checkpoint}"])
     file = tmp_path / "encoder.pt"
     network = [LRASPP_NAMED, "--model.network.encoder=test_resnet"]
-    tuned = cli.main(["fit", *small, *network, f"--model.network.weights={file}", "--model.lr=0"])
+    network += [f"--model.network.weights={file}", f"--trainer.default_root_dir={tmp_path}/tuned"]
+    tuned = cli.main(["fit", *small, *network, "--model.lr=0"])
     assert tuned.model.input_mode == ("gray" if method == "colorization" else "rgb")
     ours, theirs = run.model.encoder.state_dict(), tuned.model.network.encoder.state_dict()
     for name, value in ours.items():
@@ -185,7 +186,9 @@ def test_an_encoders_file_is_no_checkpoint(
     file = tmp_path / "encoder.pt"
     save_encoder(file, WeightFile({"a": torch.zeros(2)}))
     monkeypatch.setattr(sys, "argv", ["cli.py", "fit", *small, *TINY, f"--ckpt_path={file}"])
-    with pytest.raises(SystemExit, match=r"is no checkpoint .* goes to --model.network.weights"):
+    with pytest.raises(
+        SystemExit, match=r"is no checkpoint of a training.*--model\.network\.weights"
+    ):
         cli.run()
 
 
@@ -263,11 +266,6 @@ def test_the_table_is_printed_and_the_checkpoint_named(
     assert f"written: {path}" in printed.err + caplog.text
 
 
-def test_prediction_without_a_checkpoint_warns(small: list[str]) -> None:
-    with pytest.warns(UserWarning, match="without a checkpoint"):
-        cli.main(["predict", *TINY, *small])
-
-
 def test_prediction_of_a_folder_without_masks(small: list[str], tmp_path: Path) -> None:
     cli.main(["fit", *TINY, *small])
     (checkpoint,) = tmp_path.rglob("*.ckpt")
@@ -291,7 +289,7 @@ def test_the_configuration_is_saved_beside_the_run(small: list[str], tmp_path: P
     (saved,) = tmp_path.rglob("config.yaml")
     assert yaml.safe_load(saved.read_text())["model"]["init_args"]["lr"] == 0.125
     before = saved.read_text()
-    cli.main(["validate", "-c", str(saved)])
+    cli.main(["validate", "-c", str(saved), "--ckpt_path=untrained"])
     assert saved.read_text() == before
     assert cli.main(["fit", "-c", str(saved)]).model.lr == 0.125
 

@@ -28,7 +28,6 @@ SMALL = [
     "--trainer.limit_val_batches=1",
     "--trainer.logger=false",
     "--trainer.enable_progress_bar=false",
-    "--trainer.default_root_dir=runs",
     "--data.num_workers=0",
     "--data.batch_size=2",
     "--data.crop_size=64",
@@ -182,13 +181,14 @@ def test_every_recipe_of_the_page_on_extending_works(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     runs = []
-    for words in commands(text):
+    for number, words in enumerate(commands(text)):
         own = [str(leaves) if word == "/where/leaves/are" else word for word in words]
         tiny = [] if any("network" in word for word in words) else ["--model.network=tiny.TinyNet"]
         if any("lraspp" in word for word in words):
             tiny = ["--model.network.encoder=mobilenetv3_small_050"]
         scenes = SCENES if "--data" not in words else []
-        runs.append(cli.main([*own, *tiny, *SMALL, *scenes]))
+        folder = f"--trainer.default_root_dir=runs/{number}"
+        runs.append(cli.main([*own, *tiny, *SMALL, *scenes, folder]))
         assert runs[-1].trainer.global_step == 2
     assert [type(run.model).__name__ for run in runs][:3] == [
         "FocalModule",

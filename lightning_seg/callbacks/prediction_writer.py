@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -52,9 +51,7 @@ class PredictionWriter(BasePredictionWriter):
         return Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count, take the module's colours, and warn where there is no checkpoint."""
-        if not trainer.ckpt_path:
-            rank_zero_warn("the network predicts without a checkpoint (option: ckpt_path)")
+        """Start to count, and take the colours of the module's classes."""
         self.written = 0
         self._colors = color_table(pl_module.num_classes, pl_module.palette)  # type: ignore[arg-type]
 

@@ -19,9 +19,11 @@ class LoggedConfig(SaveConfigCallback):
         super().__init__(*args, overwrite=overwrite, **options)  # type: ignore[misc]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the configuration when a training begins."""
-        if trainer.state.fn == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Save nothing yet: a start that fails leaves the configuration of an earlier run."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the configuration when the data and the checkpoint are known to fit."""
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the configuration to every logger; only the first process comes here."""

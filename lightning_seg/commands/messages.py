@@ -157,11 +157,6 @@ def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, KeyError) and error.args == ("pytorch-lightning_version",):
-            sys.exit(
-                "error: the file of --ckpt_path is no checkpoint of a training. A file of encoder "
-                "weights goes to --model.network.weights or --model.encoder.weights"
-            )
         each: BaseException | None = error
         while each is not None and not isinstance(each, kinds):
             each = each.__cause__

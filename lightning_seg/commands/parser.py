@@ -297,7 +297,7 @@ def forget_pretraining(config: Namespace) -> None:
     Args:
         config: The configuration of a verb; it is changed in place.
     """
-    if config.get("ckpt_path") is None:
+    if config.get("ckpt_path") in (None, "untrained", "auto"):
         return
     for part, (name, nothing) in itertools.product(PARTS, NO_PRETRAINING.items()):
         key = f"model.init_args.{part}.init_args.{name}"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from lightning import Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_seg.callbacks import ON_EVERY_RUN
+from lightning_seg.commands.checkpoint_path import checkpoint_path
 from lightning_seg.commands.next_step import next_step
 from lightning_seg.commands.parser import forget_pretraining
 from lightning_seg.training import SegmentationModule
+from lightning_seg.training.checkpoint_io import WholeCheckpointIO
 
 
 class SegmentationCLI(LightningCLI):
@@ -38,12 +42,21 @@ class SegmentationCLI(LightningCLI):
         """Set the data up first, so that a mistake in them is reported before a folder is made."""
         self.datamodule.setup(self.subcommand)
 
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Build the Trainer with a plugin that writes checkpoints whole or not at all."""
+        given = self._get(self.config_init, "trainer", default={}).get("plugins")
+        plugins = given if isinstance(given, list) else [given] * (given is not None)
+        if not any(isinstance(each, CheckpointIO) for each in plugins):
+            plugins = [*plugins, WholeCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **options)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Print scores once, and keep no predictions in memory unless asked for them."""
+        """Find the checkpoint, print scores once, and keep predictions in memory only if asked."""
         options = super()._prepare_subcommand_kwargs(subcommand)
         changes = {
             "verbose": not isinstance(self.model, SegmentationModule),  # these print a table
             "return_predictions": bool(options.get("return_predictions")),
+            "ckpt_path": checkpoint_path(subcommand, options.get("ckpt_path"), self.trainer),
         }
         return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
 

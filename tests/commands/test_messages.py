@@ -69,12 +69,6 @@ def handed_over() -> None:
         (handed_over, "error: bad (option: --data.root)"),
     ],
 )
-def test_an_encoder_that_is_an_object_is_named_by_its_name() -> None:
-    keys = ["model.init_args.encoder.init_args.name", "model.init_args.encoder"]
-    message = in_flags(str(SetupError("unknown", option="encoder")), "model", keys)
-    assert message == "unknown (option: --model.encoder.name)"
-
-
 def test_a_users_mistake_ends_in_one_line(fail: Callable[[], None], line: str) -> None:
     with pytest.raises(SystemExit) as stop, plain_errors(lambda: KEYS):
         fail()
@@ -84,3 +78,9 @@ def test_a_users_mistake_ends_in_one_line(fail: Callable[[], None], line: str) -
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), plain_errors(list):
         print(1 / 0)
+
+
+def test_an_encoder_that_is_an_object_is_named_by_its_name() -> None:
+    keys = ["model.init_args.encoder.init_args.name", "model.init_args.encoder"]
+    message = in_flags(str(SetupError("unknown", option="encoder")), "model", keys)
+    assert message == "unknown (option: --model.encoder.name)"

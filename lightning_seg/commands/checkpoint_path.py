@@ -1,0 +1,110 @@
+"""Which checkpoint a run starts from: a file, `best`, `last`, `auto` or `untrained`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_seg.errors import SetupError
+from lightning_seg.training.checkpoint_io import is_whole
+
+UNTRAINED = "untrained"
+"""The word that lets `validate`, `test` and `predict` use a network without a checkpoint."""
+
+
+def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | None:
+    """Return the checkpoint that a run starts from; None starts with the network as it is built.
+
+    Args:
+        verb: `fit`, `validate`, `test` or `predict`.
+        given: The option `ckpt_path`: a file; `best` or `last`, the newest such checkpoint in the
+            run's folder; `auto`, which `fit` takes as `last` where there is one and else starts
+            anew; `untrained`, for the other verbs; or None.
+        trainer: The Trainer of the run.
+
+    Raises:
+        SetupError: There is no such checkpoint, a verb needs one, or `fit` would overwrite the
+            checkpoints of an earlier run.
+    """
+    if given is None and verb != "fit":
+        raise SetupError(
+            f"`{verb}` needs a checkpoint; without one the network has its initial weights",
+            option=("ckpt_path FILE", "ckpt_path best", f"ckpt_path {UNTRAINED}"),
+        )
+    if given == UNTRAINED and verb != "fit":
+        return None
+    if given is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
+        rank_zero_info("the job was requeued: it goes on from its last checkpoint, if there is one")
+        given = "auto"
+    if given == "auto" and verb == "fit":
+        found = newest("last", trainer)
+        if found is not None:
+            rank_zero_info(f"the training goes on from {found}")
+        return None if found is None else str(found)
+    if given in ("best", "last"):
+        return str(_required(given, trainer))
+    if given is None and not getattr(trainer, "fast_dev_run", False):
+        _require_no_earlier_run(trainer)
+    return given
+
+
+def newest(name: str, trainer: Trainer) -> Path | None:
+    """Return the newest undamaged checkpoint in a run's folders whose name begins with a word."""
+    found = [path for path in _checkpoints(trainer) if path.stem.startswith(name)]
+    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next(filter(is_whole, found), None)
+
+
+def _required(name: str, trainer: Trainer) -> Path:
+    found = newest(name, trainer)
+    if found is None:
+        folders = ", ".join(map(str, _folders(trainer)))
+        there = [str(path) for path in _checkpoints(trainer)]
+        shown = f"there are {', '.join(there[:6])}" if there else "there are no checkpoints"
+        raise SetupError(
+            f"no checkpoint {name}*.ckpt in {folders}: {shown}",
+            option=("ckpt_path FILE", "trainer.default_root_dir"),
+        )
+    rank_zero_info(f"{name} checkpoint: {found}")
+    return found
+
+
+def _require_no_earlier_run(trainer: Trainer) -> None:
+    for callback in _model_checkpoints(trainer):
+        # a logger that numbers its versions gives each run a folder of its own
+        folder = Path(callback.dirpath or Path(_log_folder(trainer), "checkpoints"))
+        names = sorted(path.name for path in folder.glob("*.ckpt"))
+        if names:
+            raise SetupError(
+                f"{folder} holds the checkpoints of an earlier run ({', '.join(names[:4])}), which "
+                "this run would overwrite. Go on with that run (ckpt_path last), take another "
+                "folder, or remove the earlier one",
+                option=("ckpt_path last", "trainer.default_root_dir"),
+            )
+
+
+def _model_checkpoints(trainer: Trainer) -> Iterable[ModelCheckpoint]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return (each for each in callbacks if isinstance(each, ModelCheckpoint))
+
+
+def _log_folder(trainer: Trainer) -> str:
+    return trainer.log_dir or trainer.default_root_dir
+
+
+def _folders(trainer: Trainer) -> list[Path]:
+    """Return the folders below which a run's checkpoints lie."""
+    named = [callback.dirpath for callback in _model_checkpoints(trainer)]
+    below = [logger.save_dir for logger in trainer.loggers[:1]] or [trainer.default_root_dir]
+    found = [Path(each) for each in (*named, *below, trainer.default_root_dir) if each]
+    return list(dict.fromkeys(found))
+
+
+def _checkpoints(trainer: Trainer) -> list[Path]:
+    found = (path for folder in _folders(trainer) for path in folder.rglob("*.ckpt"))
+    return sorted({path for path in found if path.is_file() and not path.name.startswith(".")})
