@@ -12,6 +12,7 @@ from lightning_seg.commands.parser import DESCRIPTION, ReadableParser
 from lightning_seg.commands.pieces import configs
 from lightning_seg.commands.pipeline import pipeline
 from lightning_seg.commands.trainer_verbs import SegmentationCLI
+from lightning_seg.processes import end_with_parent
 
 
 def main(args: list[str] | None = None) -> SegmentationCLI | int:
@@ -48,6 +49,7 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
 
 def run() -> None:
     """Run the command as a process: a user's mistake becomes one message and a failed exit."""
+    end_with_parent()
     sys.path.append(str(Path.cwd()))  # classes of the working folder can be named
     with plain_errors(ReadableParser.keys):
         code = main()

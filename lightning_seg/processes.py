@@ -1,6 +1,10 @@
-"""How many processes train together."""
+"""How many processes train together, and how they end together."""
 
 from __future__ import annotations
+
+import os
+import threading
+import time
 
 import torch.distributed as dist
 
@@ -8,3 +12,25 @@ import torch.distributed as dist
 def world_size() -> int:
     """Return the number of processes; 1 where training is not distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def end_with_parent(interval: float = 1.0) -> None:
+    """End this process soon after the process that has started it, at any moment of a run.
+
+    Lightning ends all processes of a machine when a started one fails. Without this, a started
+    process would wait in a collective, or for the first meeting, when the one that started it is
+    killed. The process of local rank 0 has not been started by another one of the run.
+
+    Args:
+        interval: Time between two checks, in seconds.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return
+    parent = os.getppid()
+
+    def check() -> None:
+        while os.getppid() == parent:
+            time.sleep(interval)
+        os._exit(1)
+
+    threading.Thread(target=check, daemon=True, name="end-with-parent").start()

@@ -5,6 +5,7 @@ from lightning_seg.callbacks.iou_table import IoUTable
 from lightning_seg.callbacks.prediction_writer import PredictionWriter
 from lightning_seg.callbacks.save_config import LoggedConfig
 from lightning_seg.callbacks.save_encoder import SaveEncoder
+from lightning_seg.callbacks.stop_on_signal import StopOnSignal
 from lightning_seg.callbacks.validation_pictures import ValidationPictures
 
 ON_EVERY_RUN = {
@@ -12,6 +13,7 @@ ON_EVERY_RUN = {
     "iou_table": IoUTable,
     "encoder_file": SaveEncoder,
     "pictures": ValidationPictures,
+    "stop_on_signal": StopOnSignal,
 }
 """The callbacks that the command attaches, by the key of their options."""
 
@@ -22,5 +24,6 @@ __all__ = [
     "LoggedConfig",
     "PredictionWriter",
     "SaveEncoder",
+    "StopOnSignal",
     "ValidationPictures",
 ]

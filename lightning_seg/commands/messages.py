@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -148,7 +149,8 @@ def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str
 def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Print a user's mistake, or the mistake that caused an error, without traceback; exit with 1.
 
-    These are `UserError`s, Lightning's errors of configuration, and missing files.
+    These are `UserError`s, Lightning's errors of configuration, and missing files. Ctrl-C exits
+    with 130.
 
     Args:
         keys: Returns the keys of the configuration in force; called when there is an error.
@@ -156,6 +158,8 @@ def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     kinds = (UserError, MisconfigurationException, FileNotFoundError)
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         each: BaseException | None = error
         while each is not None and not isinstance(each, kinds):

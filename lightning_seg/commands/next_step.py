@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from lightning import Callback, Trainer
 
-from lightning_seg.callbacks import PredictionWriter, SaveEncoder
+from lightning_seg.callbacks import PredictionWriter, SaveEncoder, StopOnSignal
 from lightning_seg.training import PretrainingModule
 
 CONFIG = "config.yaml"
@@ -44,6 +45,43 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
     given = any(word.partition("=")[0] == "--data.predict" for word in words)
     more = [] if given else ["--data.predict", "FOLDER"]
     return f"{where}; next: {_command('predict', [*words, *more])}"
+
+
+def ending_signal(trainer: Trainer) -> int:
+    """Return the number of the signal that has ended a run."""
+    # in another process, the one that was asked has ended this one
+    return _callback(trainer, StopOnSignal).signal or signal.SIGTERM
+
+
+def resume_line(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
+    """Return the line for a run that was asked to end.
+
+    Args:
+        verb: The verb that was running.
+        trainer: The Trainer that ran it.
+        words: The command line after the verb.
+    """
+    line = f"ended by {signal.Signals(ending_signal(trainer)).name}"
+    if verb != "fit":
+        return f"{line}; to repeat it: {_command(verb, words)}"
+    line += f" after {trainer.global_step} steps"
+    checkpoint = _callback(trainer, StopOnSignal).checkpoint
+    if checkpoint is None:
+        return f"{line}, without a new checkpoint"
+    rest = [word for word in _pairs(words) if word[0].partition("=")[0] != "--ckpt_path"]
+    options = [*(part for word in rest for part in word), "--ckpt_path", _short(checkpoint)]
+    return f"{line}; to go on: {_command(verb, options)}"
+
+
+def _pairs(words: Sequence[str]) -> list[list[str]]:
+    """Return each option with the words that follow it."""
+    pairs: list[list[str]] = []
+    for word in words:
+        if word.startswith("-") or not pairs:
+            pairs.append([word])
+        else:
+            pairs[-1].append(word)
+    return pairs
 
 
 def _after_fit(trainer: Trainer, words: Sequence[str]) -> str:

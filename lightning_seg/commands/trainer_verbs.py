@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -9,10 +10,11 @@ from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_seg.callbacks import ON_EVERY_RUN
 from lightning_seg.commands.checkpoint_path import checkpoint_path
-from lightning_seg.commands.next_step import next_step
+from lightning_seg.commands.next_step import ending_signal, next_step, resume_line
 from lightning_seg.commands.parser import forget_pretraining
 from lightning_seg.training import SegmentationModule
 from lightning_seg.training.checkpoint_io import WholeCheckpointIO
@@ -61,6 +63,19 @@ class SegmentationCLI(LightningCLI):
         return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run a verb; its last line says what was written and which command usually comes next."""
-        super()._run_subcommand(subcommand)
+        """Run a verb; its last line says what was written and which command usually comes next.
+
+        Raises:
+            SystemExit: With 143 after SIGTERM, with 130 after Ctrl-C.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            # Lightning ends with 0 after SIGTERM and with 1 after a second Ctrl-C
+            interrupted = isinstance(stop.__context__, KeyboardInterrupt)
+            if not isinstance(stop, SIGTERMException) and not interrupted:
+                raise
+            rank_zero_info(resume_line(subcommand, self.trainer, self._words[1:]))
+            number = signal.SIGINT if interrupted else ending_signal(self.trainer)
+            raise SystemExit(128 + number) from stop
         rank_zero_info(next_step(subcommand, self.trainer, self._words[1:]))

@@ -87,3 +87,23 @@ class KillAt(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step == int(os.environ.get("KILL_AT", "0")):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SignalAt(L.Callback):
+    """Sends a signal to its own process after a batch of a verb.
+
+    Args:
+        number: The signal.
+        batch: Number of the batch, counted from 1.
+        rank: The process that gets the signal.
+        hook: Whose batches count: `train`, `validation`, `test` or `predict`.
+    """
+
+    def __init__(self, number: int, batch: int, rank: int = 0, hook: str = "train") -> None:
+        self.number, self.batch, self.rank, self.count = number, batch, rank, 0
+        setattr(self, f"on_{hook}_batch_start", self._send)
+
+    def _send(self, trainer, *args) -> None:
+        self.count += not trainer.sanity_checking
+        if self.count == self.batch and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.number)

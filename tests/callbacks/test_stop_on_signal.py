@@ -1,0 +1,94 @@
+"""A run that is asked to end: exit code, checkpoint, and how it goes on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from places import ROOT
+from small_runs import SMALL_WORDS
+from two_processes import meeting_place, run_two
+
+import cli
+
+KEEP = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.save_top_k=0"]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    return [*SMALL_WORDS, folder, "--data.train_size=12", "--trainer.max_epochs=2"]
+
+
+def send(number: int, batch: int, hook: str = "train") -> list[str]:
+    return [
+        "--trainer.callbacks+=tiny.SignalAt",
+        f"--trainer.callbacks.number={int(number)}",
+        f"--trainer.callbacks.batch={batch}",
+        f"--trainer.callbacks.hook={hook}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")]
+)
+def test_a_training_writes_a_checkpoint_and_goes_on_to_the_same_result(
+    number: int, code: int, name: str, words: list[str], tmp_path: Path, caplog
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    whole = cli.main(["fit", *words, f"--trainer.default_root_dir={tmp_path}/whole"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *words, *KEEP, *send(number, 3)])
+    assert stop.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == before
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert last.is_file()
+    assert f"ended by {name} after" in caplog.text
+    assert f"--ckpt_path {last}" in caplog.text
+    resumed = cli.main(["fit", *words, f"--ckpt_path={last}"])
+    assert resumed.trainer.global_step == whole.trainer.global_step == 12
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(("verb", "hook"), [("predict", "predict"), ("test", "test")])
+def test_other_verbs_end_too(verb: str, hook: str, words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, *words, "--ckpt_path=untrained", *send(signal.SIGTERM, 1, hook),
+                  "--data.test_size=3", "--data.val_batch_size=1"])  # fmt: skip
+    assert stop.value.code == 143
+    assert len(list((tmp_path / "predictions").rglob("*.png"))) <= 1
+
+
+def test_a_signal_in_a_validation_within_a_training(words: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *words, *KEEP, *send(signal.SIGTERM, 1, "validation")])
+    assert stop.value.code == 143
+    assert cli.main(["fit", *words, "--ckpt_path=last"]).trainer.global_step == 12
+
+
+TWO = """
+import os, sys
+sys.path[:0] = [os.environ["ROOT"], os.environ["ROOT"] + "/tests/support"]
+import torch, cli
+torch.set_num_threads(1)
+try:
+    cli.main(sys.argv[1:])
+    code = 0
+except SystemExit as stop:
+    code = stop.code
+print("code", code)
+os._exit(0 if code == int(os.environ["WANTED"]) else 1)
+"""
+
+
+def test_a_signal_to_one_process_ends_both_and_they_go_on(words: list[str], tmp_path: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.train_size=24"]
+    stop = [*KEEP, *send(signal.SIGTERM, 2), "--trainer.callbacks.rank=1"]
+    environment = {"ROOT": str(ROOT), "WANTED": "143"}
+    run_two(["-c", TWO, "fit", *words, *two, *stop], {**meeting_place(), **environment}, 120)
+    found = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 2 <= found["global_step"] <= 5
+    assert len(found["random_state"]) == 2
