@@ -103,8 +103,7 @@ def test_the_readmes_commands_run_from_the_wheel_in_an_empty_folder(
     assert last[0].endswith(f"lightning-seg test -c runs/mine/config.yaml --ckpt_path {best}")
     assert "lightning-seg predict" in last[1]
     assert last[2] == (
-        "written: 1 prediction in runs/mine/predictions; "
-        "next: look at runs/mine/predictions/overlays"
+        "written: 1 prediction in runs/mine/predictions; next: open runs/mine/predictions/overlays"
     )
     assert Image.open(empty / "runs/mine/predictions/masks/photo.png").size == (70, 50)
     assert (empty / "runs/mine/predictions/overlays/photo.jpg").exists()

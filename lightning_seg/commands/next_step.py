@@ -37,7 +37,7 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         folder = writer.folder(trainer)
         look = folder / ("overlays" if writer.overlays else "masks")
         count = f"{writer.written} prediction{'s' * (writer.written != 1)}"
-        return f"written: {count} in {_short(folder)}; next: look at {_short(look)}"
+        return f"written: {count} in {_short(folder)}; next: open {_short(look)}"
     log = _log_folder(trainer)
     where = f"written: the scores, in {_short(log)}" if log else "written: nothing"
     if isinstance(trainer.lightning_module, PretrainingModule):

@@ -9,6 +9,7 @@ there is one, else the file of that name in the package.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,11 @@ def configs(words: Sequence[str]) -> int:
     files = sorted(SHIPPED.rglob("*.yaml"), key=lambda file: (len(file.parts), file))
     names = [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in files]
     width = max(map(len, names))
+    lines = []
     for name, file in zip(names, files, strict=True):
         first = file.read_text(encoding="utf-8").partition("\n")[0]
-        print(f"{name:{width}}  {first.lstrip('# ')}")
+        lines.append(f"{name:{width}}  {first.lstrip('# ')}\n")
+    with contextlib.suppress(BrokenPipeError):  # a reader such as `head` has seen enough
+        sys.stdout.write("".join(lines))
+        sys.stdout.flush()
     return 0

@@ -1,11 +1,11 @@
-"""The command `pipeline`: one training after the other, each from the encoder of the one before.
+"""The verb `pipeline`: several trainings, each of which starts from the encoder of the one before.
 
-    python cli.py pipeline --stages configs/mix_match/*.yaml --out runs/mix_match
+    lightning-seg pipeline --stages configs/mix_match/*.yaml --out runs/mix_match
         -c configs/data/camvid.yaml --data.root FOLDER [any option of `fit`, for all stages]
         [--stage 3 -c configs/network/fcn.yaml, options of the third stage only]
 
-Every stage is a `fit` in a folder of its own. What is finished is not done again, and what was cut
-off goes on from its last checkpoint, so the same command may be called until it is through.
+Every stage is a `fit` in a folder of its own. A stage that is done is skipped, and a stage that was
+cut off resumes from its last checkpoint. The command may be repeated until all stages are done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import hashlib
 import json
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
@@ -31,6 +30,7 @@ import lightning_seg
 from lightning_seg.commands.pieces import find_piece, find_pieces
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
+from lightning_seg.training.checkpoint_io import is_whole
 
 ENCODER, SETTINGS, DONE = "encoder.pt", "settings.json", "done"
 
@@ -41,7 +41,7 @@ class Stage(NamedTuple):
     name: str
     folder: Path
     words: list[str]
-    """Of the command, behind `fit`, but for what the stage before hands over."""
+    """The command line after `fit`, without the encoder of the stage before."""
     trains_encoder: bool
     """Whether the encoder is all that it trains; else it is a segmentation network's."""
 
@@ -78,10 +78,13 @@ def pipeline(words: Sequence[str], fit: Callable[[list[str]], Any]) -> int:
 
 
 def stages_of(words: list[str]) -> list[Stage]:
-    """Return the stages that the words behind `pipeline` ask for.
+    """Return the stages that a command line asks for.
 
-    A stage's `fit` gets the common configuration files, the stage's own, the other common words
-    and at last the stage's own words: whatever is more special comes later and wins.
+    A stage's `fit` gets, in this order: the configuration files for all stages, the stage's file,
+    the other options for all stages, and the options of this stage alone. Later ones override.
+
+    Args:
+        words: The command line after `pipeline`.
     """
     parser = argparse.ArgumentParser(
         prog=f"{Path(sys.argv[0]).name} pipeline",
@@ -90,12 +93,18 @@ def stages_of(words: list[str]) -> list[Stage]:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--stages", nargs="+", required=True, metavar="YAML", help="one file per stage, in order"
+        "--stages", nargs="+", required=True, metavar="YAML", help="One file per stage, in order."
     )
-    parser.add_argument("--out", required=True, help="folder of all the stages' folders")
-    parser.add_argument("--encoder", help="timm name of the encoder in all stages")
     parser.add_argument(
-        "-c", "--config", action="append", default=[], help="a piece for all stages, such as data"
+        "--out", required=True, help="The folder in which each stage gets a folder."
+    )
+    parser.add_argument("--encoder", help="The timm name of the encoder in all stages.")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        help="A piece for all stages, such as the data.",
     )
     chunks = _split(words)
     given, common = parser.parse_known_args(chunks[0])
@@ -126,7 +135,15 @@ def stages_of(words: list[str]) -> list[Stage]:
 
 
 def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
-    """Run the stages that are not done, in order."""
+    """Run the stages that are not done, in order.
+
+    Args:
+        stages: All stages.
+        fit: The command; it is called with the words of each stage.
+
+    Raises:
+        SetupError: A stage was begun with other settings, or has written no encoder.
+    """
     before: Stage | None = None
     for number, stage in enumerate(stages, start=1):
         words = list(stage.words)
@@ -158,21 +175,20 @@ def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a folder or those below, if there is one."""
+    """Return the newest complete checkpoint in a folder and the folders below; None without one."""
     found = {path.resolve() for path in folder.rglob("*.ckpt") if path.exists()}
-    # a checkpoint is a zip archive, whose directory is written last
-    complete = [path for path in found if zipfile.is_zipfile(path)]
-    return max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next(filter(is_whole, newest_first), None)
 
 
 def _without(words: list[str], option: str) -> tuple[list[str], list[str]]:
-    """Return the words that are an option without value, and the others."""
+    """Return the words that are this option without a value, and the other words."""
     found = [word for word in words if word.partition("=")[0] == option]
     return found, [word for word in words if word not in found]
 
 
 def _returning(fit: Callable[[list[str]], Any], words: list[str]) -> None:
-    """Call what exits when it is done; pass on an exit in error."""
+    """Call a function that exits when it is done; let an exit with an error pass."""
     try:
         fit(words)
     except SystemExit as stopped:
@@ -181,7 +197,7 @@ def _returning(fit: Callable[[list[str]], Any], words: list[str]) -> None:
 
 
 def _split(words: Sequence[str]) -> list[list[str]]:
-    """Return the words before the first `--stage`, and those behind each."""
+    """Return the words before the first `--stage`, and the words after each `--stage`."""
     chunks: list[list[str]] = [[]]
     for word in words:
         if word == "--stage":
@@ -194,7 +210,7 @@ def _split(words: Sequence[str]) -> list[list[str]]:
 
 
 def _values(words: Sequence[str], *names: str) -> list[str]:
-    """Return what options of these names are given, as `--name VALUE` or `--name=VALUE`."""
+    """Return the values of options of these names, given as `--name VALUE` or `--name=VALUE`."""
     found = []
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
@@ -211,14 +227,14 @@ def _config_files(words: Sequence[str]) -> list[Path]:
 
 
 def _in_files(words: Sequence[str], part: str, key: str) -> list[Any]:
-    """Return what the configuration files say of a key within a part, but for null, in order."""
+    """Return the values of `part.key` in the configuration files, in order, without nulls."""
     contents = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in _config_files(words)]
     found = [((content or {}).get(part) or {}).get(key) for content in contents]
     return [value for value in found if value is not None]
 
 
 def _names_logger(words: Sequence[str]) -> bool:
-    """Tell whether the configuration names a logger, and does not only ask for some or none."""
+    """Return whether the configuration names a logger of a class."""
     named = [*_in_files(words, "trainer", "logger"), *_values(words, "--trainer.logger")]
     kinds = {
         each["class_path"] for each in named if isinstance(each, dict) and "class_path" in each
@@ -232,7 +248,7 @@ def _names_logger(words: Sequence[str]) -> bool:
 
 
 def _trains_encoder(words: Sequence[str]) -> bool:
-    """Tell from the configuration whether the model is one that trains an encoder alone."""
+    """Return whether the configuration names a method that trains an encoder alone."""
     names = [*_in_files(words, "model", "class_path"), *_values(words, "--model")]
     if not names:
         return False
@@ -242,7 +258,7 @@ def _trains_encoder(words: Sequence[str]) -> bool:
 
 
 def _settings(words: list[str], encoder: Path | None) -> dict[str, Any]:
-    """Return what a stage's result depends on."""
+    """Return the settings on which the result of a stage depends."""
     start = None if encoder is None or not encoder.is_file() else encoder.read_bytes()
     return {
         "words": words,
