@@ -48,6 +48,7 @@ from lightning_seg.numerics import at_least_float32, masked_mean
 from lightning_seg.training.discriminator_watch import DiscriminatorWatch
 from lightning_seg.training.gradients import frozen
 from lightning_seg.training.segmentation import labeled_part
+from lightning_seg.training.starts import first_iteration, require_start, warn_of_late_starts
 from lightning_seg.training.two_players import TwoPlayerModule
 
 
@@ -89,8 +90,10 @@ class SemiAdvModule(TwoPlayerModule):
         lambda_semi_adv: Weight of L_adv on unlabelled images, at least 0.
         t_semi: Confidence of D in [0, 1] from which a pixel gets a pseudo-label. The paper's 0.2
             lies below 0.5 on purpose.
-        semi_start: First iteration with L_semi, at least 0.
-        semi_start_adv: First iteration with L_adv on unlabelled images, at least 0.
+        semi_start: Start of L_semi: an iteration, an integer of at least 0, or a share of the
+            training, a float in [0, 1). The default is the paper's 5,000 of 20,000 iterations.
+        semi_start_adv: Start of L_adv on unlabelled images: an iteration, or a share of the
+            training.
         train_discriminator_on_unlabeled: Whether D also sees predictions for unlabelled images.
         reference_padding: Whether the padding of unlabelled crops counts like an image.
         joint_forward: Whether labelled and unlabelled images go through the network in one batch,
@@ -114,8 +117,8 @@ class SemiAdvModule(TwoPlayerModule):
         lambda_semi: float = 0.1,
         lambda_semi_adv: float = 0.001,
         t_semi: float = 0.2,
-        semi_start: int = 5000,
-        semi_start_adv: int = 0,
+        semi_start: int | float = 0.25,
+        semi_start_adv: int | float = 0,
         train_discriminator_on_unlabeled: bool = True,
         reference_padding: bool = False,
         joint_forward: bool = False,
@@ -132,7 +135,7 @@ class SemiAdvModule(TwoPlayerModule):
             lambda_semi=lambda_semi,
             lambda_semi_adv=lambda_semi_adv,
         )
-        require_range(0, math.inf, semi_start=semi_start, semi_start_adv=semi_start_adv)
+        require_start(semi_start=semi_start, semi_start_adv=semi_start_adv)
         require_range(0, 1, t_semi=t_semi)
         self.discriminator, scores = self.adopt(
             "discriminator", discriminator or FCDiscriminator, num_classes
@@ -159,6 +162,13 @@ class SemiAdvModule(TwoPlayerModule):
     def opponent(self) -> nn.Module:
         """The discriminator."""
         return self.discriminator
+
+    def on_train_start(self) -> None:
+        """Warn where the training ends before a term of unlabelled images starts."""
+        super().on_train_start()
+        starts = {"semi_start": self.lambda_semi, "semi_start_adv": self.lambda_semi_adv}
+        used = {name: getattr(self, name) for name, weight in starts.items() if weight > 0}
+        warn_of_late_starts(self.trainer, **used)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Update both players on one batch of labelled and unlabelled images."""
@@ -230,14 +240,27 @@ class SemiAdvModule(TwoPlayerModule):
 
     def unlabeled_terms(self, judged: Judged) -> dict[str, Tensor]:
         """Return this iteration's losses on unlabelled images, weighted by `lambda_<name>`."""
-        terms, iteration = {}, self.trainer.global_step
-        if self.lambda_semi_adv > 0 and iteration >= self.semi_start_adv:
+        terms, due = {}, self._due()
+        if "semi_adv" in due:
             terms["semi_adv"] = adversarial_loss(judged.scores, judged.valid)
-        if self.lambda_semi > 0 and iteration >= self.semi_start:
+        if "semi" in due:
             terms["semi"] = pseudo_label_loss(
                 judged.logits, judged.scores, self.t_semi, judged.valid, self.ignore_index
             )
         return terms
+
+    def _due(self) -> set[str]:
+        """Return the names of the terms of unlabelled images that have started."""
+        starts = {
+            "semi_adv": (self.lambda_semi_adv, self.semi_start_adv, "semi_start_adv"),
+            "semi": (self.lambda_semi, self.semi_start, "semi_start"),
+        }
+        return {
+            name
+            for name, (weight, start, option) in starts.items()
+            if weight > 0
+            and self.trainer.global_step >= first_iteration(self.trainer, start, option)
+        }
 
     def pseudo_labels(self, judged: Judged) -> Tensor:
         """Return (B, H, W) class ids, void where the confidence is below `t_semi`."""
@@ -307,7 +330,11 @@ class SemiAdvModule(TwoPlayerModule):
         return score_map(self.discriminator(maps), (maps.shape[-2], maps.shape[-1]))
 
     def _unlabeled(self, batch: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the unlabelled images if a loss uses them, else None."""
+        """Return the unlabelled images if a loss of this iteration uses them, else None.
+
+        Images that no loss uses do not go through the network: they would cost time and change the
+        running statistics of batch norms.
+        """
         wanted = self.lambda_semi > 0 or self.lambda_semi_adv > 0
         if wanted and "unlabeled" not in batch:
             raise SetupError(
@@ -321,7 +348,7 @@ class SemiAdvModule(TwoPlayerModule):
                     "lambda_semi_adv 0",
                 ),
             )
-        if wanted or (self.plays and self.train_discriminator_on_unlabeled):
+        if (self.plays and self.train_discriminator_on_unlabeled) or self._due():
             return batch.get("unlabeled")
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from copy import deepcopy
@@ -11,15 +12,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from places import ROOT
 from plain_steps import ADAM, SGD, THREE, Player, compare, moved, of_images
 from small_runs import cut_labels, fit, scenes, tiny
 from tiny import TinyNet
 from torch import nn
 
+import cli
 from lightning_seg import CrossEntropyModule, SemiAdvModule, SetupError
 from lightning_seg.networks import FCDiscriminator, PSPNet, StructureAnalyzer
 from lightning_seg.training import discriminator_watch
 from lightning_seg.training.discriminator_watch import DiscriminatorWatch
+from lightning_seg.training.starts import first_iteration
 
 CLASSES = 8
 SMALL_D = partial(FCDiscriminator, width=4)
@@ -76,7 +81,7 @@ class Reference:
     """The step of the method: what it logs, and both networks afterwards."""
 
     def __init__(self, ours, optimizers=(SGD, SGD), *, lambda_adv=0.01, lambda_semi=0.1,
-                 lambda_semi_adv=0.001, t_semi=0.2, semi_start=5000, semi_start_adv=0,
+                 lambda_semi_adv=0.001, t_semi=0.2, semi_start=1, semi_start_adv=0,
                  train_discriminator_on_unlabeled=True, reference_padding=False,
                  joint_forward=False, aux=False, lambda_aux=0.4):  # fmt: skip
         self.players = [
@@ -110,7 +115,11 @@ class Reference:
         labeled, unlabeled = batch.get("labeled", batch), batch.get("unlabeled")
         target = labeled["mask"]
         ok = target != 255
-        images = None if unlabeled is None else unlabeled["image"]
+        due = (self.semi and self.iteration >= self.semi_start) or (
+            self.semi_adv and self.iteration >= self.semi_start_adv
+        )
+        used = unlabeled is not None and (self.shows_unlabeled or due)
+        images = unlabeled["image"] if used else None
         outputs, theirs = self.outputs(labeled["image"], images)
         ours = outputs["out"]
         row = {"loss": cross_entropy(ours, target)}
@@ -195,11 +204,99 @@ def test_three_steps_in_single_precision(tmp_path, optimizers) -> None:
     check(tmp_path, optimizers=optimizers, semi_start=0, **WEIGHTS, **precise)
 
 
+@pytest.mark.filterwarnings("ignore:the training has 3 iterations")
+@pytest.mark.parametrize("shown", [True, False])
 @pytest.mark.parametrize(("semi_start", "semi_start_adv"), [(1, 2), (2, 1), (0, 3), (3, 0), (9, 9)])
 def test_both_losses_of_unlabelled_images_have_their_start(
-    tmp_path, semi_start, semi_start_adv
+    tmp_path, semi_start, semi_start_adv, shown
 ) -> None:
-    check(tmp_path, semi_start=semi_start, semi_start_adv=semi_start_adv, **WEIGHTS)
+    starts = {"semi_start": semi_start, "semi_start_adv": semi_start_adv}
+    check(tmp_path, train_discriminator_on_unlabeled=shown, **starts, **WEIGHTS)
+
+
+def test_unlabelled_images_that_no_loss_uses_do_not_go_through_the_segmenter(tmp_path) -> None:
+    """Until the start even the statistics of batch norms are those of cross-entropy."""
+    off = {"semi_start": 2, "semi_start_adv": 2, "train_discriminator_on_unlabeled": False}
+    two = {"max_steps": 3, "limit_train_batches": 2, "max_epochs": 1}
+    for joint_forward in (False, True):
+        nets = []
+        for kind, settings in (
+            (SemiAdvModule, {**off, "lambda_adv": 0.0, "joint_forward": joint_forward}),
+            (CrossEntropyModule, {}),
+        ):
+            ours = tiny(kind, dropout=0.2, **settings)
+            torch.manual_seed(1)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="the training has 2 iterations")
+                fit(ours, tmp_path, semi_scenes(tmp_path), cut_both, **two)
+            nets.append(ours.network.state_dict())
+        assert all(torch.equal(value, nets[0][name]) for name, value in nets[1].items())
+
+
+# (share, length) -> the first iteration, worked by hand
+@pytest.mark.parametrize(
+    ("share", "length", "first"),
+    [
+        (0.25, 20000, 5000),
+        (0.25, 3, 1),
+        (0.1, 30, 3),
+        (0.7, 10, 7),
+        (0.0, 9, 0),
+        (0.999, 10, 9),
+        (0.25, 1, 0),
+    ],
+)
+def test_a_share_of_the_training_is_an_iteration(share, length, first) -> None:
+    trainer = SimpleNamespace(estimated_stepping_batches=length)
+    assert first_iteration(trainer, share, "semi_start") == first
+
+
+def test_a_start_may_be_a_share_of_the_training(tmp_path) -> None:
+    """Of three iterations 0.5 are 1.5, so that the third one is the first with the term."""
+    ours = module(semi_start=0.5, semi_start_adv=0.3, **WEIGHTS)
+    _, kept = fit(ours, tmp_path, semi_scenes(tmp_path), **THREE)
+    assert ["train/loss_semi" in kept.rows[step] for step in range(3)] == [False, False, True]
+    assert ["train/loss_semi_adv" in kept.rows[step] for step in range(3)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"semi_start": 3}, "semi_start=3"),
+        ({"semi_start": 5000, "semi_start_adv": 4}, "semi_start=5000 and semi_start_adv=4"),
+        ({"semi_start": 0.9}, None),
+        ({"semi_start": 2, "semi_start_adv": 2}, None),
+        ({"semi_start": 9, "lambda_semi": 0.0}, None),
+    ],
+)
+def test_a_run_that_ends_before_a_start_says_so_once(tmp_path, options, expected) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit(module(**options), tmp_path, semi_scenes(tmp_path), **THREE)
+    late = [str(each.message) for each in found if "never start" in str(each.message)]
+    assert len(late) == (expected is not None)
+    if expected is not None:
+        assert f"3 iterations and ends before {expected}:" in late[0]
+
+
+def test_a_share_of_a_training_without_an_end_is_told_at_its_start(tmp_path) -> None:
+    endless = {"max_steps": -1, "max_epochs": -1, "max_time": {"hours": 1}}
+    with pytest.raises(SetupError, match=r"semi_start is a share .*no end.*max_steps"):
+        fit(module(), tmp_path, semi_scenes(tmp_path), **endless)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"), [("0.25", 0.25), ("5000", 5000), ("0", 0), ("1", 1), ("0.0", 0.0)]
+)
+def test_the_command_keeps_shares_and_iterations_apart(word, expected, capsys) -> None:
+    words = ["-c", f"{ROOT}/configs/method/semi_adv.yaml", f"--model.semi_start={word}"]
+    words += [f"--model.semi_start_adv={word}", "--data=SyntheticScenesDataModule"]
+    with contextlib.suppress(SystemExit):
+        cli.main(["fit", *words, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    for name in ("semi_start", "semi_start_adv"):
+        assert found[name] == expected
+        assert type(found[name]) is type(expected)
 
 
 @pytest.mark.parametrize("name", ["lambda_adv", "lambda_semi", "lambda_semi_adv"])
@@ -208,7 +305,7 @@ def test_one_weight_may_be_0(tmp_path, name) -> None:
 
 
 def test_the_published_settings_are_the_defaults(tmp_path) -> None:
-    """lambda_adv 0.01, lambda_semi 0.1 from iteration 5000, lambda_semi_adv 0.001, T 0.2."""
+    """lambda_adv 0.01, lambda_semi 0.1 from a quarter on, lambda_semi_adv 0.001, T 0.2."""
     check(tmp_path)
     check(tmp_path, semi_start=0)
 
@@ -413,6 +510,9 @@ def test_crops_that_are_too_small_for_the_discriminator(tmp_path) -> None:
         *(({"t_semi": value}, "t_semi") for value in (-0.1, 1.1, math.nan)),
         ({"semi_start": -1}, "semi_start"),
         ({"semi_start_adv": -1}, "semi_start_adv"),
+        ({"semi_start": 1.0}, "semi_start must be an iteration.*or a share"),
+        ({"semi_start": 5000.5}, "semi_start must be an iteration.*or a share"),
+        ({"semi_start_adv": math.nan}, "semi_start_adv"),
         ({"discriminator": FCDiscriminator(5, 4)}, "FCDiscriminator .* 8 channels"),
         ({"discriminator": lambda classes: FCDiscriminator(classes + 3, 4)}, "8 channels"),
     ],
