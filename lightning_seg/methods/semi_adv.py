@@ -17,6 +17,10 @@ the logits d of D and one-hot labels Y, the players minimise
 
 Each player sees the other one as it was before the step, as in the authors' code.
 
+The paper's text describes D trained on labelled images only, and no term of unlabelled images until
+the warm-up is over. The authors' code also trains D on the predictions for unlabelled images, and
+has L_adv on unlabelled images from the start. Default chosen here: the authors' code.
+
 Differences from the authors' code: the padding of unlabelled crops is masked (`reference_padding:
 true` counts it, as the authors do); where no pixel is selected the loss is 0 and the step is taken;
 lambda_semi_adv may be 0 and semi_start_adv above 0. The weights are those of the authors' published
@@ -94,7 +98,8 @@ class SemiAdvModule(TwoPlayerModule):
             training, a float in [0, 1). The default is the paper's 5,000 of 20,000 iterations.
         semi_start_adv: Start of L_adv on unlabelled images: an iteration, or a share of the
             training.
-        train_discriminator_on_unlabeled: Whether D also sees predictions for unlabelled images.
+        train_discriminator_on_unlabeled: Whether D also sees predictions for unlabelled images, as
+            in the authors' code; False is the paper's text.
         reference_padding: Whether the padding of unlabelled crops counts like an image.
         joint_forward: Whether labelled and unlabelled images go through the network in one batch,
             so that batch norms see both. False sends the unlabelled images first, as the authors
