@@ -22,12 +22,11 @@ def merged(capsys: pytest.CaptureFixture[str], *pieces: str) -> dict[str, Any]:
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("run", ["semi_adv_voc", "semi_adv_cityscapes"])
-def test_the_text_of_the_semi_supervised_paper_is_a_piece(run, order, capsys) -> None:
+def test_the_text_of_the_semi_supervised_paper_is_a_piece(run, capsys) -> None:
     """D on labelled images only, and no term of unlabelled images for 5,000 iterations."""
     code = merged(capsys, run)
-    text = merged(capsys, *[run, "semi_adv_text"][::order])
+    text = merged(capsys, run, "semi_adv_text")
     before, after = code["model"]["init_args"], text["model"]["init_args"]
     assert {name: value for name, value in after.items() if before[name] != value} == {
         "train_discriminator_on_unlabeled": False,
