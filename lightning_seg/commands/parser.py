@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from pydoc import locate
 from typing import Any, ClassVar, NoReturn
 
 import yaml
@@ -91,9 +92,21 @@ class ReadableParser(LightningArgumentParser):
         """Parse the words of a command line, by default the process's own."""
         self._words = sys.argv[1:] if args is None else list(args)
         found = super().parse_args(_as_pieces(self._words), **options)
+        self._require_classes(found)
         verb = found.get("subcommand")
         ReadableParser.parsed = found[verb] if verb else found
         return found
+
+    def _require_classes(self, config: Any) -> None:
+        """Refuse a function where a class is named: it would be called before it is checked."""
+        for key in config.keys():  # noqa: SIM118
+            place, _, last = key.rpartition(".")
+            if last == "class_path" and not isinstance(locate(config[key]), type):
+                self.error(
+                    f"{config[key]} is a function, and class_path names a class. A function that "
+                    f"returns a module is given by its name alone: {place.rpartition('.')[2]}: "
+                    f"{config[key]}, and needs an annotation of what it returns"
+                )
 
     def add_subcommands(self, *args: Any, **options: Any) -> Any:
         """Add verbs with a line of help each; those that are not the Trainer's come first."""

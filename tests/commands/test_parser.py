@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from small_runs import SMALL_WORDS
 
 import cli
 from lightning_seg.commands.pieces import SHIPPED, find_piece, find_pieces
@@ -186,3 +188,56 @@ def test_the_help_of_a_method_is_short_and_shows_what_all_share(
     assert "--model.lr LR" in text
     assert "--model.optimizer OPTIMIZER" in text
     assert "torch.nn.Identity" not in text
+
+
+CALLS = """
+from pathlib import Path
+from torch import nn
+
+def run(*given, **options):
+    Path("called").touch()
+
+def build(num_classes: int) -> nn.Module:
+    Path("built").touch()
+    return nn.Conv2d(3, num_classes, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"network": {"class_path": "calls.run"}},
+        {"network": "calls.run"},
+        {"network": {"class_path": "os.getcwd"}},
+        {"optimizer": {"class_path": "calls.run"}},
+        {"optimizer": "calls.run"},
+        {"lr_scheduler": {"class_path": "calls.run"}},
+    ],
+)
+def test_no_function_is_called_before_it_is_known_what_it_returns(
+    part: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "calls.py").write_text(CALLS)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "-c", piece(tmp_path, {"model": {"init_args": part}})])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "called").exists()
+    monkeypatch.delitem(sys.modules, "calls", raising=False)
+
+
+def test_a_function_that_is_annotated_to_return_a_module_builds_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "calls.py").write_text(CALLS)
+    words = [word for word in SMALL_WORDS if "network" not in word]
+    run = cli.main(["fit", *words, "--model.network=calls.build", "--trainer.fast_dev_run=true"])
+    assert type(run.model.network).__name__ == "Conv2d"
+    monkeypatch.delitem(sys.modules, "calls", raising=False)
