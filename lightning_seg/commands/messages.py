@@ -149,8 +149,8 @@ def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str
 def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Print a user's mistake, or the mistake that caused an error, without traceback; exit with 1.
 
-    These are `UserError`s, Lightning's errors of configuration, and missing files. Ctrl-C exits
-    with 130.
+    These are `UserError`s, Lightning's errors of configuration, missing files, and what W&B says of
+    a missing key or network. Ctrl-C exits with 130.
 
     Args:
         keys: Returns the keys of the configuration in force; called when there is an error.
@@ -161,6 +161,9 @@ def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
+        if type(error).__module__.startswith("wandb."):
+            hint = "`wandb login` stores a key; WANDB_MODE=offline needs neither key nor network"
+            sys.exit(f"error: W&B: {str(error).partition(chr(10))[0]} ({hint})")
         each: BaseException | None = error
         while each is not None and not isinstance(each, kinds):
             each = each.__cause__

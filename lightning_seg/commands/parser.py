@@ -173,7 +173,16 @@ class _Piece(ActionConfigFile):
     ) -> None:
         """Read one file, or a configuration written as a string."""
         found = find_piece(values)
-        content = _content(found)
+        try:
+            content = _content(found)
+        except UnicodeDecodeError as error:
+            parser.error(f"configuration file {found} is not UTF-8 text: {error}")
+        if content == {}:
+            return
+        if isinstance(found, Path) and content is not None and not isinstance(content, dict):
+            parser.error(
+                f"configuration file {found} holds a {type(content).__name__}, not options"
+            )
         before = {key: _copied(cfg.get(place)) for key, place in _places()}
         for key in JOINED:
             if _entries(_said(content, key)):  # else an entry gets arguments of the one before
@@ -196,12 +205,16 @@ def _places() -> Iterator[tuple[str, str]]:
 
 
 def _content(found: Path | str) -> Any:
-    """Return what a YAML file or string holds; None where the parser will report a mistake."""
+    """Return the content of a YAML file or string; None where the parser will report a mistake.
+
+    The content of an empty file is an empty mapping.
+    """
     try:
         text = found.read_text(encoding="utf-8") if isinstance(found, Path) else found
-        return yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml.safe_load(text)
+    except (OSError, yaml.YAMLError):
         return None
+    return {} if content is None and isinstance(found, Path) else content
 
 
 def _said(content: Any, place: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_seg.callbacks import ON_EVERY_RUN
 from lightning_seg.commands.checkpoint_path import checkpoint_path
 from lightning_seg.commands.next_step import ending_signal, next_step, resume_line
 from lightning_seg.commands.parser import forget_pretraining
+from lightning_seg.errors import require_range
 from lightning_seg.training import SegmentationModule
 from lightning_seg.training.checkpoint_io import WholeCheckpointIO
 
@@ -36,6 +38,13 @@ class SegmentationCLI(LightningCLI):
         self._words = args if isinstance(args, list) else sys.argv[1:]
         super().parse_arguments(parser, args)
 
+    def _set_seed(self) -> None:
+        """Seed every random generator; numpy takes seeds of 32 bits."""
+        seed = self._get(self.config, "seed_everything")
+        if seed is not None and not isinstance(seed, bool):
+            require_range(0, 2**32 - 1, seed_everything=seed)
+        super()._set_seed()
+
     def _parse_ckpt_path(self) -> None:
         """Take settings from the command line, where Lightning would take the checkpoint's."""
         forget_pretraining(self.config[self.config.subcommand])
@@ -45,8 +54,16 @@ class SegmentationCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Build the Trainer with a plugin that writes checkpoints whole or not at all."""
-        given = self._get(self.config_init, "trainer", default={}).get("plugins")
+        """Build the Trainer with a plugin that writes checkpoints whole or not at all.
+
+        Raises:
+            SetupError: A setting of the Trainer is out of its range.
+        """
+        config = self._get(self.config_init, "trainer", default={})
+        clipping, batches = config.get("gradient_clip_val"), config.get("accumulate_grad_batches")
+        require_range(0, math.inf, gradient_clip_val=0 if clipping is None else clipping)
+        require_range(1, math.inf, accumulate_grad_batches=1 if batches is None else batches)
+        given = config.get("plugins")
         plugins = given if isinstance(given, list) else [given] * (given is not None)
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             plugins = [*plugins, WholeCheckpointIO()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_seg.errors import SetupError, require_one_of
+from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_weights import InputMode
 from lightning_seg.signatures import ExplicitSignature
@@ -95,6 +96,10 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         keep_what_a_checkpoint_needs(self._hparams, type(self))
         self._hparams_initial = dict(self._hparams)
 
+        require_range(0, math.inf, backbone_lr_factor=backbone_lr_factor)
+        require_range(0, math.inf, head_bias_lr_factor=head_bias_lr_factor)
+        if lr is not None:
+            require_range(0, math.inf, lr=lr)
         self.network = network
         self.optimizer = optimizer
         self.lr = lr

@@ -105,7 +105,8 @@ def build_optimizer(
             dimension, which are the biases and the scales of norms.
 
     Raises:
-        SetupError: `backbone_lr_factor` is not 1 and the network has no pretrained part.
+        SetupError: `backbone_lr_factor` is not 1 and the network has no pretrained part, or the
+            optimizer refuses its arguments.
     """
     if backbone_lr_factor == head_bias_lr_factor == 1:
         groups = {"all": list(_trained(network))}
@@ -126,7 +127,10 @@ def build_optimizer(
             {"params": [each for each in params if id(each) not in known], "name": name},
             {"params": undecayed, "name": name + UNDECAYED, "weight_decay": 0.0},
         ]
-    optimizer = create([group for group in named if group["params"]])
+    try:
+        optimizer = create([group for group in named if group["params"]])
+    except ValueError as error:  # such as a negative learning rate
+        raise SetupError(f"the optimizer cannot be made: {error}", option="optimizer") from error
     for group in optimizer.param_groups:
         factor = factors.get(group["name"].removesuffix(UNDECAYED), 1.0)
         group["lr"] = (group["lr"] if lr is None else lr) * factor

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.metrics import SegmentationMetrics, WeightedMean
 from lightning_seg.networks import LRASPP
 from lightning_seg.training.method import MethodModule
@@ -28,6 +29,9 @@ class SegmentationModule(MethodModule, ABC):
         palette: One RGB colour in 0..255 per class, for pictures; None takes Pascal VOC's.
         ignore_index: Mask value of void pixels, which count neither in a loss nor in a score.
         lambda_aux: Weight of the loss of the auxiliary logits, at least 0.
+        checkpoint_classes: Effect of a checkpoint whose class names differ from `class_names`.
+            `refuse` raises an error, `rename` keeps the order of the checkpoint's classes under
+            the new names, `reorder` brings its classes into the new order by their names.
         options: Arguments of `MethodModule`.
 
     Attributes:
@@ -50,6 +54,7 @@ class SegmentationModule(MethodModule, ABC):
         palette: list[list[int]] | None = None,
         ignore_index: int = 255,
         lambda_aux: float = 0.4,
+        checkpoint_classes: Literal["refuse", "rename", "reorder"] = "refuse",
         **options: Any,
     ) -> None:
         if num_classes < 1:
@@ -60,6 +65,8 @@ class SegmentationModule(MethodModule, ABC):
         for name, values in {"class_names": class_names, "palette": palette}.items():
             if values is not None and len(values) != num_classes:
                 raise SetupError(f"{len(values)} {name} for {num_classes} classes", option=name)
+        require_range(0, math.inf, lambda_aux=lambda_aux)
+        require_one_of("refuse", "rename", "reorder", checkpoint_classes=checkpoint_classes)
         build = LRASPP if network is None else network
         super().__init__(build if isinstance(build, nn.Module) else build(num_classes), **options)
         self.num_classes = num_classes
@@ -67,6 +74,8 @@ class SegmentationModule(MethodModule, ABC):
         self.palette = palette
         self.ignore_index = ignore_index
         self.lambda_aux = lambda_aux
+        self.checkpoint_classes = checkpoint_classes
+        self._channels: list[int] | None = None
         self.val_metrics = SegmentationMetrics(num_classes, ignore_index)
         self.test_metrics = SegmentationMetrics(num_classes, ignore_index)
         self.val_loss = WeightedMean()
@@ -78,7 +87,7 @@ class SegmentationModule(MethodModule, ABC):
         """Return the (B, C, H, W) logits of raw images: one `out`, any number of `aux`."""
         found = self.network(self.normalize(image))
         if isinstance(found, Tensor):
-            return {"out": [found], "aux": []}
+            return {"out": [self._in_order(found)], "aux": []}
         if not isinstance(found, Mapping) or "out" not in found:
             raise SetupError(
                 f"{type(self.network).__name__} returned a {type(found).__name__}; expected "
@@ -86,7 +95,12 @@ class SegmentationModule(MethodModule, ABC):
                 option="network",
             )
         aux = found.get("aux", [])
-        return {"out": [found["out"]], "aux": [aux] if isinstance(aux, Tensor) else list(aux)}
+        heads = [aux] if isinstance(aux, Tensor) else list(aux)
+        return {"out": [self._in_order(found["out"])], "aux": list(map(self._in_order, heads))}
+
+    def _in_order(self, logits: Tensor) -> Tensor:
+        """Return logits in the order of `class_names`, whatever the order of the channels is."""
+        return logits if self._channels is None else logits[:, self._channels]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return (B, C, H, W) logits of (B, 3, H, W) RGB images, uint8 or in [0, 1]."""
@@ -159,8 +173,14 @@ class SegmentationModule(MethodModule, ABC):
 
     # Checkpoints
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the class names, and the order of the network's channels."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["class_names"] = list(self.class_names)
+        checkpoint["class_channels"] = self._channels
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise for a checkpoint of another number of classes, network or input mode."""
+        """Raise for a checkpoint of other classes, of another network or input mode."""
         count = checkpoint.get("hyper_parameters", {}).get("num_classes", self.num_classes)
         if count != self.num_classes:
             raise SetupError(
@@ -168,13 +188,42 @@ class SegmentationModule(MethodModule, ABC):
                 f"({', '.join(self.class_names[:6])}, ...)",
                 option=("data", "ckpt_path"),
             )
+        self._channels = checkpoint.get("class_channels")
+        names = checkpoint.get("class_names", self.class_names)
+        if names != self.class_names and not (_numbered(names) or _numbered(self.class_names)):
+            self._channels = self._channels_of(names)
         super().on_load_checkpoint(checkpoint)
+
+    def _channels_of(self, names: list[str]) -> list[int] | None:
+        """Return the network's channel of every class, for a checkpoint with these class names."""
+        if self.checkpoint_classes == "rename":
+            return self._channels
+        place = next(i for i, name in enumerate(names) if name != self.class_names[i])
+        differ = f"class {place} is {names[place]!r} there and {self.class_names[place]!r} here"
+        if self.checkpoint_classes == "refuse":
+            raise SetupError(
+                f"the class names of the checkpoint and the data differ: {differ}. `rename` takes "
+                "the checkpoint's classes in their order, `reorder` finds them by their names",
+                option=("checkpoint_classes rename", "checkpoint_classes reorder"),
+            )
+        if missing := [name for name in self.class_names if name not in names]:
+            raise SetupError(
+                f"the checkpoint has no class {', '.join(missing[:5])}; it has {', '.join(names)}",
+                option="checkpoint_classes rename",
+            )
+        known = self._channels or list(range(self.num_classes))
+        return [known[names.index(name)] for name in self.class_names]
 
 
 def labeled_part(batch: dict[str, Any]) -> dict[str, Any]:
     """Return the group `labeled` of a batch of groups, and any other batch as it is."""
     part: dict[str, Any] = batch.get("labeled", batch)
     return part
+
+
+def _numbered(names: list[str]) -> bool:
+    """Return whether class names are the default ones, which say nothing of the order."""
+    return names == [f"class_{index}" for index in range(len(names))]
 
 
 def _labels(logits: Tensor) -> Tensor:

@@ -84,3 +84,15 @@ def test_an_encoder_that_is_an_object_is_named_by_its_name() -> None:
     keys = ["model.init_args.encoder.init_args.name", "model.init_args.encoder"]
     message = in_flags(str(SetupError("unknown", option="encoder")), "model", keys)
     assert message == "unknown (option: --model.encoder.name)"
+
+
+def test_wandb_without_a_key_is_one_line() -> None:
+    from wandb.errors import UsageError
+
+    def fail() -> None:
+        raise UsageError("No API key configured. Use `wandb login` to log in.")
+
+    with pytest.raises(SystemExit) as stop, plain_errors(list):
+        fail()
+    assert stop.value.code.startswith("error: W&B: No API key configured.")
+    assert "WANDB_MODE=offline" in stop.value.code

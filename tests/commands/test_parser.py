@@ -12,6 +12,8 @@ import yaml
 from small_runs import SMALL_WORDS
 
 import cli
+from lightning_seg.commands.messages import plain_errors
+from lightning_seg.commands.parser import ReadableParser
 from lightning_seg.commands.pieces import SHIPPED, find_piece, find_pieces
 
 Printed = Callable[..., dict[str, Any]]
@@ -241,3 +243,49 @@ def test_a_function_that_is_annotated_to_return_a_module_builds_the_network(
     run = cli.main(["fit", *words, "--model.network=calls.build", "--trainer.fast_dev_run=true"])
     assert type(run.model.network).__name__ == "Conv2d"
     monkeypatch.delitem(sys.modules, "calls", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: {init_args: {class_names: [Stra\xdfe]}}", "piece.yaml is not UTF-8 text"),
+        (b"\x98\x00\xff", "piece.yaml is not UTF-8 text"),
+        (b"- a\n- list", "piece.yaml"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "piece.yaml").write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "-c", str(tmp_path / "piece.yaml")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_empty_piece_changes_nothing(printed: Printed, tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert printed("-c", str(tmp_path / "empty.yaml")) == printed()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val"),
+        (["--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches"),
+        (["--seed_everything=-5"], "seed_everything"),
+        (["--seed_everything=4294967296"], "seed_everything"),
+        (["--model.lr=-1"], "model.lr"),
+        (["--model.backbone_lr_factor=-1"], "model.backbone_lr_factor"),
+        (["--model.lambda_aux=-1"], "model.lambda_aux"),
+        (["--model.optimizer=SGD", "--model.optimizer.lr=-0.5"], "model.optimizer"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named(words: list[str], option: str, tmp_path: Path) -> None:
+    quiet = ["--trainer.fast_dev_run=true", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as stop, plain_errors(ReadableParser.keys):
+        cli.main(["fit", *SMALL_WORDS, *quiet, *words])
+    assert stop.value.code.endswith(f"(option: --{option})")
