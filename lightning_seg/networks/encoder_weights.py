@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
+from lightning_seg.tensor_files import read_torch_file, require_file, require_finite
 
 InputMode = Literal["rgb", "gray"]
+WHAT = "the weight file"
 """The input of an encoder: `rgb` images, or `gray`, the mean of R, G and B in all channels."""
 
 
@@ -76,26 +78,18 @@ def read_weights(path: str | Path) -> WeightFile:
         All tensors in it, also nested ones, and what the file says about their encoder.
 
     Raises:
-        SetupError: The file does not exist, is damaged or holds no tensors.
+        SetupError: The file does not exist, is damaged, of another kind, could run code, or holds
+            no tensors or values that are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise SetupError(f"weight file {path} does not exist", option="weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SetupError(
-            f"weight file {path} cannot be read: {reason}", option="weights"
-        ) from error
+    if path.suffix == ".safetensors":
+        content = _read_safetensors(path)
+    else:
+        content = read_torch_file(path, WHAT, "weights")
     tensors = _nested_tensors(content)
     if not tensors:
-        raise SetupError(f"weight file {path} holds no tensors", option="weights")
+        raise SetupError(f"{WHAT} {path} holds no tensors", option="weights")
+    require_finite(tensors, path, WHAT, "weights")
     return WeightFile(
         tensors,
         encoder=_one_of_kind(str, content.get("encoder")),
@@ -103,6 +97,17 @@ def read_weights(path: str | Path) -> WeightFile:
         mean=_one_of_kind(list, content.get("mean")),
         std=_one_of_kind(list, content.get("std")),
     )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    require_file(path, WHAT, "weights")
+    try:
+        return load_file(path)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SetupError(f"{WHAT} {path} cannot be read: {reason}", option="weights") from error
 
 
 def _one_of_kind(kind: type, value: object) -> Any:

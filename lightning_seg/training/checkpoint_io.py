@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_seg.errors import SetupError
 from lightning_seg.files import PART, write_whole
+from lightning_seg.tensor_files import (
+    is_archive,
+    read_torch_file,
+    require_checksums,
+    require_finite,
+)
 
 _STARTED = time.time()
+WHAT, OPTION = "the checkpoint", "ckpt_path"
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -64,7 +69,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
         Args:
             path: A local file, or one that fsspec opens. An address of the web is refused.
-            map_location: The device of the tensors, as for `torch.load`.
+            map_location: The device of the tensors of a file that is not local; those of a local
+                one are on the CPU, from where Lightning moves them.
             weights_only: None and True read tensors and plain values only. False also reads other
                 Python objects, which can run code of the file.
 
@@ -78,20 +84,26 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 option="ckpt_path",
             )
         safe = weights_only is not False
-        if not is_local(path):
-            content = super().load_checkpoint(path, map_location, safe)
+        if is_local(path):
+            content = read_torch_file(Path(path), WHAT, OPTION, safe)
         else:
-            require_whole(Path(path))
-            content = _read(Path(path), map_location, safe)
-        _require_training(path, content)
-        _require_finite(path, content)
+            content = super().load_checkpoint(path, map_location, safe)
+        if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+            raise SetupError(
+                f"{path} is no checkpoint of a training. A file of encoder weights goes to the "
+                "option `weights` of a network or an encoder",
+                option=("model.network.weights", "model.encoder.weights"),
+            )
+        require_finite(content.get("state_dict", {}), path, WHAT, OPTION)
         return content
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file is an undamaged file of `torch.save`."""
+    """Return whether a file is an undamaged checkpoint, as far as its checksums say."""
     try:
-        require_whole(path)
+        if not is_archive(path):
+            return False
+        require_checksums(path, WHAT, OPTION)
     except SetupError:
         return False
     return True
@@ -100,74 +112,6 @@ def is_whole(path: Path) -> bool:
 def is_local(path: Any) -> bool:
     """Return whether a path is one of this machine's file system."""
     return "://" not in str(path)
-
-
-def require_whole(path: Path) -> None:
-    """Raise `SetupError` for a file that is no undamaged file of `torch.save`."""
-    if path.is_dir():
-        inside = sorted(each.name for each in path.glob("*.ckpt"))
-        there = f"; in it are {', '.join(inside[:5])}" if inside else ""
-        raise SetupError(
-            f"{path} is a folder, expected a checkpoint file{there}", option="ckpt_path"
-        )
-    if not path.is_file():
-        raise SetupError(f"the checkpoint {path} does not exist", option="ckpt_path")
-    if path.stat().st_size == 0:
-        raise SetupError(f"the checkpoint {path} is empty", option="ckpt_path")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as error:
-        raise SetupError(
-            f"{path} is no checkpoint, or was cut off: {error}", option="ckpt_path"
-        ) from error
-    if damaged is not None:
-        raise SetupError(
-            f"the checkpoint {path} is damaged: the checksum of {damaged} differs",
-            option="ckpt_path",
-        )
-
-
-def _read(path: Path, map_location: Any, safe: bool) -> Any:
-    try:
-        return torch.load(path, map_location=map_location, weights_only=safe)
-    except pickle.UnpicklingError as error:
-        raise SetupError(
-            f"{path} holds Python objects beside tensors and plain values, and is not read because "
-            "they could run code. A file that you trust is read with weights_only false",
-            option="weights_only false",
-        ) from error
-    except (RuntimeError, EOFError, KeyError, AttributeError, ValueError) as error:
-        first = str(error).partition("\n")[0]
-        raise SetupError(
-            f"{path} cannot be read as a checkpoint: {first}", option="ckpt_path"
-        ) from error
-
-
-def _require_training(path: Any, content: Any) -> None:
-    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
-        raise SetupError(
-            f"{path} is no checkpoint of a training. A file of encoder weights goes to the option "
-            "`weights` of a network or an encoder",
-            option=("model.network.weights", "model.encoder.weights"),
-        )
-
-
-def _require_finite(path: Any, content: dict[str, Any]) -> None:
-    weights = content.get("state_dict", {}).items()
-    bad = [
-        name
-        for name, value in weights
-        if isinstance(value, torch.Tensor)
-        and value.is_floating_point()
-        and not bool(value.isfinite().all())
-    ]
-    if bad:
-        raise SetupError(
-            f"the checkpoint {path} holds NaN or infinite values in {len(bad)} of "
-            f"{len(weights)} tensors, the first of them {bad[0]}: the training had diverged",
-            option="ckpt_path",
-        )
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -109,7 +109,7 @@ def test_no_file_that_was_cut_off_is_read(path: Path) -> None:
     whole = path.read_bytes()
     for length in range(0, len(whole), len(whole) // 50):
         path.write_bytes(whole[:length])
-        with pytest.raises(SetupError, match=r"is empty|is no checkpoint, or was cut off"):
+        with pytest.raises(SetupError, match=r"is empty|was cut off"):
             PLUGIN.load_checkpoint(path)
 
 
@@ -131,12 +131,12 @@ def malicious(path: Path) -> None:
     ("write", "message"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.write_text("a text"), "is no checkpoint, or was cut off"),
-        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is no checkpoint"),
+        (lambda path: path.write_text("a text"), "is no file of torch, or was cut off"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "is no file of torch"),
         (lambda path: torch.save({"state_dict": {}}, path), "is no checkpoint of a training"),
         (lambda path: torch.save([1, 2], path), "is no checkpoint of a training"),
         (malicious, "they could run code"),
-        (lambda path: path.mkdir(), "is a folder, expected a checkpoint file"),
+        (lambda path: path.mkdir(), "is a folder, expected a file"),
     ],
 )
 def test_other_files_are_named_for_what_they_are(
