@@ -15,7 +15,7 @@ from datamodules.augmenting.steps import Augmentation, StrongView
 from datamodules.augmenting.transforms import Step
 from datamodules.errors import DataError
 from datamodules.images import ImageDataModule, Split, at_least
-from datamodules.loading.dataset import OnBadSample, SegmentationDataset
+from datamodules.loading.dataset import Failing, SegmentationDataset
 from datamodules.loading.loaders import GroupedLoader, Stream, share_workers
 from datamodules.loading.patch_dataset import PatchDataset, collate_patches
 from datamodules.loading.shards import UnlabeledShards
@@ -203,7 +203,8 @@ class SegmentationDataModule(ImageDataModule, ABC):
         whole = self._probed("train")
         split = self.label_split(whole, store=True)
         if self.unlabeled_batch_size > 0 and self.shards is None:
-            self._sources[UNLABELED] = self.unlabeled_source(whole, split)
+            unlabeled = self.unlabeled_source(whole, split)
+            self._sources[UNLABELED] = self.configured(unlabeled, self.cache)
         elif self.unlabeled_batch_size > 0 and (split or self.unlabeled):
             rank_zero_warn(
                 "the only unlabelled images that are used are those of unlabeled_shards "
@@ -255,12 +256,11 @@ class SegmentationDataModule(ImageDataModule, ABC):
             train: The examples of the training split.
         """
         split = self.label_split(train)
-        extra = self.unlabeled is not None or bool(self.extra_images())
-        if not (extra and self.unlabeled_batch_size and self.shards is None):
+        if not self.unlabeled_batch_size or self.shards is not None:
             return None
         source = self.unlabeled_source(train, split)
         lost = 0 if split is None else len(split.unlabeled)
-        return Subset(source, source.ids[lost:])
+        return Subset(source, source.ids[lost:]) if len(source) > lost else None
 
     def _evaluated(self) -> Iterator[Source]:
         """Yield validation and test examples; a split that is missing fails where it is read."""
@@ -363,7 +363,7 @@ class SegmentationDataModule(ImageDataModule, ABC):
     def _dataset(
         self,
         source: Source,
-        on_bad_sample: OnBadSample,
+        on_bad_sample: Failing,
         augmentation: Augmentation | None = None,
         strong: StrongView | None = None,
     ) -> Examples:

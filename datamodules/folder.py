@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import SegmentationDataModule
 from datamodules.errors import DataError, some
 from datamodules.images import Split
-from datamodules.reading.files import read_mask
+from datamodules.reading.annotations import other_annotations, seen_in_masks
+from datamodules.reading.color_maps import class_names as unique_names
+from datamodules.reading.color_maps import read_color_map
 from datamodules.reading.layouts import FolderLayout
-from datamodules.reading.mask_decoder import VOID, MaskDecoder, UnknownValues, read_color_map
+from datamodules.reading.mask_decoder import VOID, MaskDecoder, UnknownValues
 from datamodules.reading.sources import FileSource, Source, spread
 
 
@@ -27,6 +28,7 @@ class FolderDataModule(SegmentationDataModule):
         root/train/images/*.jpg   root/train/masks/*.png     (and val, test)
         root/images/*.jpg         root/masks/*.png           with root/train.txt, root/val.txt
         root/images/*.jpg         root/masks/*.png           without lists: a fifth is for val
+        root/train/*.jpg          root/train/*_mask.png      images and masks "." with a suffix
 
     A subfolder `train` goes before a list `train.txt`; the option `train` can name the list. A
     line of a list is an id (`a/b` for `images/a/b.jpg`), the path of an image, or the paths of an
@@ -40,19 +42,22 @@ class FolderDataModule(SegmentationDataModule):
         num_classes: Number of classes C of masks that store 0..C-1.
         mask_values: Stored value of every class in class order, such as [0, 255].
         color_map: RGB colours in 0..255 by class name for colour-coded masks, or the path of a
-            file with them: `.csv` with lines `name,r,g,b`, `.json` or `.yaml`.
+            file with them: lines `name,r,g,b`, CVAT's `labelmap.txt`, `.json` or `.yaml`. A file
+            may name stored values instead of colours, as Roboflow's `_classes.csv` does.
         class_names: One name per class, in class order. None takes the names of the `color_map`,
             or `class_0` and so on.
         void: Stored values that mean "not labelled", or names of entries of the `color_map` that
-            do. None takes 255 where that is no class, and nothing with a `color_map`.
+            do. None takes 255 where that is no class, and nothing with a `color_map`; of two
+            classes, a mask of 0 and 255 alone is then an error, because 255 may be a class.
         unknown_values: Effect of a stored value that is neither class nor void: `error` stops,
             `void` makes the pixel void, `nearest` takes the nearest value or colour, for masks
             saved as JPEG.
         images: Name of the image folder.
         masks: Name of the mask folder.
-        image_suffix: End of image names, before the file type, that mask names do not have.
-        mask_suffix: End of mask names, before the file type, that image names do not have, such
-            as `_mask` for `a.jpg` and `a_mask.png`.
+        image_suffix: End of image names that mask names do not have, such as `_img`, `_img.tif` or
+            `.jpg`; a mapping such as `{train: _training, val: _test}` has one for each split.
+        mask_suffix: End of mask names that image names do not have, in the same form, such as
+            `_mask` for `a.jpg` and `a_mask.png`. Images and masks may then lie in one folder.
         train: Name of the subfolder or list file of the training split.
         val: Name of the subfolder or list file of the validation split.
         test: Name of the subfolder or list file of the test split.
@@ -75,8 +80,8 @@ class FolderDataModule(SegmentationDataModule):
         unknown_values: UnknownValues = "error",
         images: str = "images",
         masks: str = "masks",
-        image_suffix: str = "",
-        mask_suffix: str = "",
+        image_suffix: str | dict[str, str] = "",
+        mask_suffix: str | dict[str, str] = "",
         train: str = "train",
         val: str = "val",
         test: str = "test",
@@ -100,7 +105,7 @@ class FolderDataModule(SegmentationDataModule):
             names, self.decoder = self._decode_colors(color_map, void, unknown_values)
         else:
             values = self._values(num_classes, mask_values, class_names)
-            self.decoder = MaskDecoder(values, None, _void_values(void, values), unknown_values)
+            self.decoder = self._decode_values(values, _void_values(void, values), unknown_values)
             names = [f"class_{index}" for index in range(len(values))]
         given = {
             "num_classes": num_classes,
@@ -112,7 +117,7 @@ class FolderDataModule(SegmentationDataModule):
                 f"there are {len(names)} classes, but {wrong}: these options must agree",
                 option=list(wrong),
             )
-        self._class_names = list(class_names or names)
+        self._class_names = unique_names(class_names or names, "class_names")
 
     @property
     def class_names(self) -> list[str]:
@@ -152,20 +157,34 @@ class FolderDataModule(SegmentationDataModule):
         void: Sequence[int | str] | None,
         unknown_values: UnknownValues,
     ) -> tuple[list[str], MaskDecoder]:
-        """Return class names and decoder of colour-coded masks."""
-        colors = read_color_map(color_map)
-        void_names = [str(name) for name in void or ()]
-        if missing := [name for name in void_names if name not in colors]:
+        """Return class names and decoder of masks whose classes a colour map names."""
+        codes = read_color_map(color_map)
+        of_values = all(len(code) == 1 for code in codes.values())
+        void_names = [str(name) for name in void or () if str(name) in codes or not of_values]
+        if missing := [name for name in void_names if name not in codes]:
             raise DataError(
                 f"void names {some(missing)}, which the colour map does not hold; it holds "
-                f"{some(list(colors), 20)}",
+                f"{some(list(codes), 20)}",
                 option=("void", "color_map"),
             )
-        names = [name for name in colors if name not in void_names]
-        self._palette = [list(colors[name]) for name in names]
+        names = [name for name in codes if name not in void_names]
+        if of_values:
+            values = [codes[name][0] for name in names]
+            others = [value for value in void or () if str(value) not in codes]
+            unlabeled = _void_values(others or None, values) if others or void is None else []
+            unlabeled += [codes[name][0] for name in void_names]
+            return names, self._decode_values(values, unlabeled, unknown_values)
+        self._palette = [list(codes[name]) for name in names]
         return names, MaskDecoder(
-            None, self._palette, [colors[name] for name in void_names], unknown_values
+            None, self._palette, [codes[name] for name in void_names], unknown_values
         )
+
+    def _decode_values(
+        self, values: list[int], void: list[int], unknown_values: UnknownValues
+    ) -> MaskDecoder:
+        """Return the decoder of masks that store a value per class."""
+        assumed = not self._void_given and len(values) == 2 and void == [VOID]
+        return MaskDecoder(values, None, void, unknown_values, assumed_void=assumed)
 
     def _values(
         self,
@@ -187,19 +206,15 @@ class FolderDataModule(SegmentationDataModule):
         return list(range(count))
 
     def _seen_in_masks(self) -> str:
-        """Return one sentence about the values or colours of up to 16 masks, for an error."""
+        """Return one sentence about the values or colours of some masks, for an error."""
         files = self.layout.mask_files()
+        for folder in self.layout.mask_folders():
+            if told := other_annotations(folder, masks=bool(files)):
+                return told
         if not files:
             return f"No masks were found in {self.root}"
         chosen = spread(files, 16)
-        rows = [read_mask(path) for path in chosen]
-        flat = [row.reshape(-1, 3) if row.ndim == 3 else row.reshape(-1) for row in rows]
-        if any(row.ndim == 2 for row in flat):
-            colors = np.unique(np.concatenate([row for row in flat if row.ndim == 2]), axis=0)
-            shown = some([str(tuple(color)) for color in colors.tolist()], 24)
-            return f"{len(chosen)} of the masks are RGB and hold the colours {shown}"
-        values = np.unique(np.concatenate(flat)).tolist()
-        return f"{len(chosen)} of the masks hold the values {some(list(map(str, values)), 24)}"
+        return seen_in_masks(chosen[::2] + chosen[1::2])
 
     def probe(self, source: Source) -> set[int]:
         """Decode up to 8 examples, so that an error comes before training.
@@ -208,13 +223,13 @@ class FolderDataModule(SegmentationDataModule):
             The class ids in their masks.
 
         Raises:
-            DataError: An example cannot be used, or masks of 0 and 255 may mean two classes or one
-                class and void.
+            DataError: An example cannot be used, or all masks hold 0 and 255 alone, where 255 may
+                be a class or void.
         """
         seen = super().probe(source)
-        if seen == {0, VOID} and self.num_classes == 2 and not self._void_given:
+        if seen == {0, VOID} and not self._void_given:
             raise DataError(
-                f"the masks in {self.root} hold 0 and 255 but never 1: is 255 the second class, "
+                f"the masks in {self.root} hold 0 and 255 and no other class: is 255 a class, "
                 "or is it void?",
                 option=("mask_values [0,255]", "void [255]"),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
@@ -17,18 +18,22 @@ from torch.utils.data import DataLoader
 from datamodules.augmenting.steps import Augmentation, StrongView
 from datamodules.augmenting.transforms import Step
 from datamodules.errors import DataError
-from datamodules.loading.dataset import OnBadSample, SegmentationDataset, collate
+from datamodules.loading.dataset import Failing, OnBadSample, SegmentationDataset, collate
 from datamodules.loading.loaders import Stream, cores, end_workers
 from datamodules.loading.shards import UnlabeledShards
 from datamodules.loading.streams import Examples, Loaders, Rank, follow
 from datamodules.reading.cache import DecodedCache
-from datamodules.reading.files import image_size
+from datamodules.reading.color_maps import class_names
+from datamodules.reading.decoding import Reading, image_size, require_known_range
 from datamodules.reading.mask_decoder import VOID
-from datamodules.reading.sources import FileSource, Source, spread
+from datamodules.reading.samples import MAX_PIXELS
+from datamodules.reading.sources import FileSource, Source, configure, files, spread
 from lightning_seg.errors import require_range
 from lightning_seg.signatures import ExplicitSignature
 
 Split = Literal["train", "val", "test"]
+
+MAX_BATCH, MAX_WORKERS, MAX_SEED = 1 << 16, 1024, 2**32 - 1
 
 _EVALUATED: dict[str, Split] = {"fit": "val", "validate": "val", "test": "test"}
 
@@ -63,6 +68,14 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
             up training on large images and takes 4 bytes a pixel. None caches nothing.
         on_bad_sample: `raise` stops at an image or mask that cannot be used; `skip` warns, takes
             another one, and counts it in the batch's `skipped`, which is logged as `data/skipped`.
+            Prediction goes on past it in both cases and reports it at the end, for `raise` as a
+            failure of the run.
+        image_range: Values of black and white in images of more than 8 bits a channel, such as
+            [0, 4095] for 12 bits; values beyond are clipped. None takes the range that a file
+            states, or else 0..65535 for 16 bits and 0..1 for fractions, and stops where images
+            hold less than half of it.
+        max_pixels: Largest height x width of an image, at least 1; default chosen here, 3 GB of
+            memory.
 
     Attributes:
         ignore_index: Class id of void pixels, 255.
@@ -96,11 +109,14 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         iterations_per_epoch: int | None = None,
         cache: str | None = None,
         on_bad_sample: OnBadSample = "raise",
+        image_range: tuple[float, float] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
-        at_least(1, iterations_per_epoch=iterations_per_epoch)
-        at_least(0, num_workers=num_workers, seed=seed)
+        within(1, MAX_BATCH, batch_size=batch_size, val_batch_size=val_batch_size)
+        at_least(1, iterations_per_epoch=iterations_per_epoch, max_pixels=max_pixels)
+        within(0, MAX_WORKERS, num_workers=num_workers)
+        within(0, MAX_SEED, seed=seed)
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         crop = self.default_crop_size if crop_size is None else crop_size
@@ -112,6 +128,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         self.iterations_per_epoch = iterations_per_epoch
         self.cache = None if cache is None else DecodedCache(Path(cache).expanduser())
         self.on_bad_sample = on_bad_sample
+        self.reading = Reading(_checked_range(image_range), max_pixels)
         self._sources: dict[str, Source] = {}
         self._open: list[Callable[[], None]] = []
 
@@ -155,6 +172,19 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         """
         return None
 
+    def require_classes(self) -> None:
+        """Raise an error for a single class, and for names that cannot be told apart.
+
+        Raises:
+            DataError: There is one class, or a name is empty or stands twice.
+        """
+        names = class_names(self.class_names, "class_names")
+        if len(names) == 1:
+            raise DataError(
+                f"there is 1 class, {names[0]}; what is not the object is a class too",
+                option="num_classes 2",
+            )
+
     def probe(self, source: Source) -> set[int]:
         """Decode up to 8 examples, so that an error comes before training.
 
@@ -162,8 +192,10 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
             The class ids in their masks.
 
         Raises:
-            DataError: An example cannot be used and `on_bad_sample` is `raise`.
+            DataError: An example cannot be used and `on_bad_sample` is `raise`, or it is not known
+                which value is white in images of more than 8 bits a channel.
         """
+        require_known_range(spread(files(source), 8), self.reading)
         seen: set[int] = set()
         for index in spread(range(len(source)), 8):
             try:
@@ -186,12 +218,15 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         Raises:
             DataError: The examples cannot be found or used, or a split is empty.
         """
+        self.require_classes()
         if stage == "fit" and "train" not in self._sources:
             self._setup_training()
         if (split := _EVALUATED.get(stage)) and split not in self._sources:
             self._sources[split] = self._probed(split)
         if stage == "predict" and "predict" not in self._sources:
-            self._sources["predict"] = self.predict_source()
+            source = self.configured(self.predict_source())
+            require_known_range(spread(files(source), 8), self.reading)
+            self._sources["predict"] = source
         for name, source in self._sources.items():
             if len(source) == 0 and name not in self.may_be_empty:
                 raise DataError(f"split {name!r} of {type(self).__name__} has no images")
@@ -201,11 +236,23 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
 
     def _probed(self, split: Split) -> Source:
         """Return all examples of a split, which read through the cache, after a probe of some."""
-        source = self.source(split)
-        if isinstance(source, FileSource):
-            source.cache = self.cache
+        source = self.configured(self.source(split), self.cache)
         self.probe(source)
         return source
+
+    def configured(self, source: Source, cache: DecodedCache | None = None) -> Source:
+        """Return a source whose files are read as the options say, through a cache or without."""
+        return configure(source, self.reading, cache)
+
+    def require_one_size(self, source: Source) -> None:
+        """Raise an error where validation images of several sizes would have to share a batch."""
+        if self.val_batch_size == 1 or not isinstance(source, FileSource):
+            return
+        if len(sizes := _sizes(source)) > 1:
+            raise DataError(
+                f"images of {len(sizes)} sizes cannot share a batch of {self.val_batch_size}",
+                option="val_batch_size 1",
+            )
 
     # Loading the images
 
@@ -220,6 +267,8 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
                 "overfit_batches would take the augmentation away; train on a few images instead",
                 option=("trainer.overfit_batches 0", *self._fewer_images),
             )
+        if self.shards is not None:
+            self.shards.reading = self.reading
         stream = self._training_stream(self._loaders())
         if self.trainer is not None:
             follow(stream, self.trainer)
@@ -249,10 +298,9 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         source = self._sources[name]
         batch_size = self.val_batch_size
         if name == "predict" and batch_size > 1 and isinstance(source, FileSource):
-            sizes = {image_size(path) for path in source.images.values()}
-            batch_size = batch_size if len(sizes) == 1 else 1
+            batch_size = batch_size if len(_sizes(source)) == 1 else 1
         # a prediction must not silently be that of another image
-        on_bad_sample: OnBadSample = "raise" if name == "predict" else self.on_bad_sample
+        on_bad_sample: Failing = "report" if name == "predict" else self.on_bad_sample
         dataset = self._dataset(source, on_bad_sample)
         loader = self._loaders().ordered(dataset, batch_size, self.num_workers)
         self._open.append(partial(end_workers, loader))
@@ -261,7 +309,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
     def _dataset(
         self,
         source: Source,
-        on_bad_sample: OnBadSample,
+        on_bad_sample: Failing,
         augmentation: Augmentation | None = None,
         strong: StrongView | None = None,
     ) -> Examples:
@@ -280,6 +328,33 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         """End the loader processes."""
         while self._open:
             self._open.pop()()
+
+
+def _sizes(source: FileSource) -> set[tuple[int, int]]:
+    """Return the sizes of all images that can be read."""
+    sizes = set()
+    for path in source.images.values():
+        with contextlib.suppress(DataError):
+            sizes.add(image_size(path))
+    return sizes
+
+
+def _checked_range(image_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    if image_range is None:
+        return None
+    low, high = image_range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise DataError(
+            f"image_range must be black < white, such as [0, 4095], not {[low, high]}",
+            option="image_range",
+        )
+    return float(low), float(high)
+
+
+def within(low: int, high: int, **options: int | None) -> None:
+    """Raise `DataError` for an option outside [low, high]; None stands for a default."""
+    given = {name: value for name, value in options.items() if value is not None}
+    require_range(low, high, error=DataError, **given)
 
 
 def at_least(low: int, **options: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from datamodules.errors import DataError, UnpairedError, some
 from datamodules.images import ImageDataModule, Split
-from datamodules.loading.loaders import cores, one_thread
+from datamodules.loading.loaders import QuietLoader, cores, one_thread
 from datamodules.reading.inspection import Finding, Inspection
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import Example, FileSource, Source, spread
@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 """Gets the name of a split, how many of its examples were read, and how many there are."""
 
 _REMARKS = {
-    "deep": "images of more than 8 bits a channel, which are scaled to 8",
+    "narrow": "images that use under 1/8 of the range from black to white",
     "plain": "images of a single colour",
     "void": "images without a labelled pixel",
     "turned": "images that are turned as their EXIF tag says, which their masks must fit",
@@ -52,6 +52,8 @@ class SplitReport:
         images_with: (256,) sound masks that hold each class id.
         broken: Indices of the examples with a defect.
         remarks: Names of the images that are odd but usable, by kind.
+        deep: Number of images of more than 8 bits a channel.
+        range: Smallest and largest value of these images.
     """
 
     source: Source
@@ -61,6 +63,8 @@ class SplitReport:
     images_with: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
     broken: set[int] = field(default_factory=set)
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    deep: int = 0
+    range: tuple[float, float] = (math.inf, -math.inf)
 
     def shares(self) -> NDArray[np.float64]:
         """Return (256,) shares in [0, 1] of the pixels, 255 for void; zeros without pixels."""
@@ -145,16 +149,33 @@ def scan(
     for name, source in sources.items():
         split = report.splits[name] = SplitReport(source)
         ids = source.ids
-        for index, finding in enumerate(_findings(source, data.num_classes, workers)):
+        for index, finding in enumerate(_findings(source, data, workers)):
             report.defects += [Defect(name, ids[index], text) for text in finding.defects]
             if finding.digest is not None:
                 seen[finding.digest].append((name, finding.name))
             _add(split, index, finding)
             if progress is not None:
                 progress(name, index + 1, len(source))
+        report.defects += _refusals(data, name, source, report.defects)
     _judge_copies(report, list(seen.values()), data.trains_on_val)
     report.notes += _notes(report, data)
     return report
+
+
+def _refusals(
+    data: ImageDataModule, split: str, source: Source, known: list[Defect]
+) -> list[Defect]:
+    """Return what training would refuse about a split as a whole, and what is not yet known."""
+    try:
+        data.probe(source)
+        if split == "val":
+            data.require_one_size(source)
+    except DataError as error:
+        if str(error) not in [defect.message for defect in known if defect.split == split]:
+            return [Defect(split, None, str(error))]
+    except Exception:  # of a source of one's own, which is a defect already
+        return []
+    return []
 
 
 def _find(data: ImageDataModule) -> tuple[dict[str, Source], list[Defect]]:
@@ -164,6 +185,7 @@ def _find(data: ImageDataModule) -> tuple[dict[str, Source], list[Defect]]:
     splits: tuple[Split, ...] = ("train", "val", "test")
     for split in splits:
         try:
+            data.require_classes()
             source, lone = _paired(data, split)
         except DataError as error:
             # a test split that is the validation split fails with the same message
@@ -172,7 +194,7 @@ def _find(data: ImageDataModule) -> tuple[dict[str, Source], list[Defect]]:
             continue
         if split == "test" and _same_files(source, sources.get("val")):
             continue
-        sources[split] = source
+        sources[split] = data.configured(source)
         defects += [Defect(split, None, text) for text in lone]
         if len(source) == 0:
             message = f"split {split!r} of {type(data).__name__} has no images"
@@ -190,7 +212,7 @@ def _add_unlabeled(
     """Add the images that only training without labels reads, or the defect that hides them."""
     try:
         if (unlabeled := data.extra_source(sources["train"])) is not None:
-            sources["unlabeled"] = unlabeled
+            sources["unlabeled"] = data.configured(unlabeled)
     except DataError as error:
         defects.append(Defect("unlabeled", None, str(error)))
 
@@ -213,10 +235,10 @@ def _same_files(source: Source, other: Source | None) -> bool:
     return len(source) > 0 and set(source.images.values()) == set(other.images.values())
 
 
-def _findings(source: Source, num_classes: int, workers: int | None) -> Iterator[Finding]:
+def _findings(source: Source, data: ImageDataModule, workers: int | None) -> Iterator[Finding]:
     """Inspect all examples in order, in several processes."""
-    loader = DataLoader(
-        Inspection(source, num_classes),
+    loader = QuietLoader(
+        Inspection(source, data.num_classes, data.reading),
         batch_size=8,
         num_workers=cores() if workers is None else workers,
         collate_fn=list,
@@ -230,6 +252,10 @@ def _add(split: SplitReport, index: int, finding: Finding) -> None:
     """Add the findings about an example to the counts of its split."""
     if finding.size is not None:
         split.sizes[finding.size] += 1
+    if finding.deep is not None:
+        split.deep += 1
+        low, high = finding.deep
+        split.range = (min(low, split.range[0]), max(high, split.range[1]))
     if finding.counts is not None:
         split.labeled += 1
         split.pixels += finding.counts
@@ -275,16 +301,28 @@ def _notes(report: Report, data: ImageDataModule) -> list[str]:
         for name, split in report.splits.items()
         for kind, names in sorted(split.remarks.items())
     ]
-    train, val = report.splits.get("train"), report.splits.get("val")
+    notes += [_depth(name, split, data) for name, split in report.splits.items() if split.deep]
+    train = report.splits.get("train")
     if train is not None and train.labeled:
         counts = train.pixels[: data.num_classes]
         if absent := [data.class_names[index] for index in np.flatnonzero(counts == 0)]:
             notes.append(f"train: never holds {some(absent, 10)}")
     if data.shards is not None:
         notes.append("unlabeled: the images in tar shards were not read")
-    if val is not None and len(val.sizes) > 1 and data.val_batch_size > 1:
-        notes.append(
-            f"val: images of {len(val.sizes)} sizes cannot share a batch: val_batch_size must be "
-            f"1 instead of {data.val_batch_size}"
-        )
     return notes
+
+
+def _depth(name: str, split: SplitReport, data: ImageDataModule) -> str:
+    """Return one sentence about the values of images of more than 8 bits a channel."""
+    low, high = split.range
+    stated = data.reading.image_range
+    how = (
+        "which are read by the range that each file states, or that of its type"
+        if stated is None
+        else f"of which {stated[0]:g}..{stated[1]:g} become black to white"
+    )
+    beyond = stated is not None and not stated[0] <= low <= high <= stated[1]
+    return (
+        f"{name}: images of more than 8 bits a channel ({split.deep}) hold {low:g}..{high:g}, "
+        f"{how}{'; values beyond are clipped' if beyond else ''} (option: image_range=)"
+    )

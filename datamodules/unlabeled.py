@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from hashlib import sha256
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -14,6 +13,7 @@ from datamodules.loading.loaders import Stream
 from datamodules.loading.shards import UnlabeledShards
 from datamodules.loading.streams import UNLABELED, Loaders
 from datamodules.reading.files import find_images
+from datamodules.reading.layouts import smallest_hashes
 from datamodules.reading.sources import FileSource, Source
 
 
@@ -24,8 +24,8 @@ class UnlabeledDataModule(ImageDataModule):
         images: Folders, globs, images or `.txt` lists of images to train on.
         shards: Tar files of images to train on, instead of `images`.
         val_share: Share of `images` that validation reads whole and training does not, in [0, 1);
-            default chosen here. The images are chosen by a hash of their ids, so that one stays
-            in validation when others are added. A share above 0 takes at least one of two images.
+            default chosen here. They are the images whose ids have the smallest hashes; their
+            number is rounded. A share above 0 takes at least one of two images.
         val_images: Folders, globs, images or `.txt` lists of images that validation reads instead
             of that share. With `shards` there is no other validation.
         image_options: Arguments of `ImageDataModule`. Without `iterations_per_epoch` an epoch over
@@ -79,11 +79,7 @@ class UnlabeledDataModule(ImageDataModule):
         """Return the ids of the images that validation reads."""
         if self.val_share == 0 or len(names) < 2:
             return set()
-        # a share of the hashes, so that an image stays in its split when others are added
-        places = {name: int.from_bytes(sha256(name.encode()).digest()[:4]) for name in names}
-        chosen = {name for name, place in places.items() if place < self.val_share * 2**32}
-        first = min(names, key=places.__getitem__)
-        return (chosen if len(chosen) < len(names) else chosen - {first}) or {first}
+        return set(smallest_hashes(names, self.val_share)[: len(names) - 1])
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return whole validation images in order; an empty list where there are none."""

@@ -14,7 +14,7 @@ from datamodules.folder import FolderDataModule
 from datamodules.images import Split
 from datamodules.official import Origin
 from datamodules.reading.cache import DecodedCache
-from datamodules.reading.files import image_size
+from datamodules.reading.decoding import USUAL, Reading, image_size
 from datamodules.reading.mask_decoder import MaskDecoder
 from datamodules.reading.sources import Example, FileSource
 
@@ -96,6 +96,7 @@ class ResizedSource(FileSource):
         decode: Turns the stored values of a mask file into class ids; None returns examples
             without masks.
         cache: Keeps decoded images and masks; None decodes the files each time.
+        reading: Range of deep images, and largest size of a file.
     """
 
     def __init__(
@@ -104,13 +105,14 @@ class ResizedSource(FileSource):
         masks: dict[str, Path],
         decode: MaskDecoder | None = None,
         cache: DecodedCache | None = None,
+        reading: Reading = USUAL,
     ) -> None:
-        super().__init__(images, masks if decode else None, decode, cache)
+        super().__init__(images, masks if decode else None, decode, cache, reading)
         self.sized = masks
 
     def without_labels(self) -> ResizedSource:
         """Return the same images in the same sizes, without their masks."""
-        return ResizedSource(self.images, self.sized, cache=self.cache)
+        return ResizedSource(self.images, self.sized, cache=self.cache, reading=self.reading)
 
     def _image(self, name: str, reduce: int) -> Example:
         example = super()._image(name, 1)

@@ -19,6 +19,9 @@ from datamodules.reading.mask_decoder import VOID
 # the mean colour of ImageNet, which normalisation turns into 0
 PAD_COLOR = (124, 116, 104)
 
+LARGEST = 1 << 14
+"""Largest side of a crop in pixels, and largest scale factor; default chosen here."""
+
 
 class Crop(NamedTuple):
     """A window into a scaled image; it may reach beyond the image, into padding."""
@@ -168,8 +171,8 @@ class RandomScaleCrop:
     colour of ImageNet in the image and void in the mask.
 
     Args:
-        size: Height and width of the crop in pixels, or the side of a square, at least 1.
-        scale: Smallest and largest factor, above 0.
+        size: Height and width of the crop in pixels, or the side of a square, in [1, 16384].
+        scale: Smallest and largest factor, above 0 and at most 16384.
         step: Distance of the factors `scale[0]`, `scale[0] + step`, ... up to `scale[1]`, above 0;
             None draws any factor in the range.
 
@@ -184,12 +187,13 @@ class RandomScaleCrop:
         step: float | None = None,
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1:
-            raise DataError(f"crop_size must be at least 1, not {size}", option="crop_size")
+        if not 1 <= min(height, width) <= max(height, width) <= LARGEST:
+            raise DataError(f"crop_size must be in [1, {LARGEST}], not {size}", option="crop_size")
         low, high = scale
-        if not 0 < low <= high:
+        if not 0 < low <= high <= LARGEST:
             raise DataError(
-                f"scale must be 0 < smallest <= largest, not {[low, high]}", option="scale"
+                f"scale must be 0 < smallest <= largest <= {LARGEST}, not {[low, high]}",
+                option="scale",
             )
         if step is not None and step <= 0:
             raise DataError(f"the step of RandomScaleCrop must be above 0, not {step}")

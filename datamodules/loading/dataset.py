@@ -19,6 +19,8 @@ from datamodules.reading.sources import Example, Source
 from datamodules.selection.samplers import SampleKey
 
 OnBadSample = Literal["raise", "skip"]
+Failing = Literal["raise", "skip", "report"]
+_NO_IMAGE = 64  # side in pixels of the image in a batch of which no image can be read
 
 
 class SegmentationDataset(Dataset[dict[str, Any]]):
@@ -34,7 +36,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         augmentation: Makes a training crop for a key with a seed; None returns the whole example.
         strong: Makes the second view of a training crop; None makes none.
         on_bad_sample: `raise` raises an error for an example that cannot be used; `skip` warns,
-            returns the next example that can be used, and counts the skipped ones in `skipped`.
+            returns the next example that can be used, and counts the skipped ones in `skipped`;
+            `report` returns an item of its `id` and of the error as `failed`.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         source: Source,
         augmentation: Augmentation | None = None,
         strong: StrongView | None = None,
-        on_bad_sample: OnBadSample = "raise",
+        on_bad_sample: Failing = "raise",
     ) -> None:
         self.source = source
         self.augmentation = augmentation
@@ -62,6 +65,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         key = key if isinstance(key, SampleKey) else SampleKey(key)
         if self.on_bad_sample == "raise":
             return self._item(key)
+        if self.on_bad_sample == "report":
+            return self._item_or_failure(key)
         for skipped in range(len(self.source)):
             number = (key.number + skipped) % len(self.source)
             try:
@@ -78,6 +83,14 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             "not one example can be used; with raise the first error says why",
             option="on_bad_sample raise",
         )
+
+    def _item_or_failure(self, key: SampleKey) -> dict[str, Any]:
+        try:
+            return self._item(key)
+        except OptionError:
+            raise
+        except DataError as error:
+            return {"id": self.source.ids[key.number], "failed": str(error)}
 
     def _item(self, key: SampleKey) -> dict[str, Any]:
         if key.seed is None or self.augmentation is None:
@@ -103,7 +116,7 @@ def training_item(
     image, mask, valid = augmentation(example, draw)
     # (h, w, 3) -> (3, h, w)
     item = _tensors(example.id, image, mask, counted=True)
-    item["valid"] = torch.from_numpy(np.ascontiguousarray(valid))
+    item["valid"] = _tensor(valid)
     if strong is not None:
         item["image_strong"] = _channels_first(strong(image, draw.seed))
     return item
@@ -122,7 +135,14 @@ def _tensors(
 
 
 def _channels_first(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return _tensor(image.transpose(2, 0, 1))
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """Return an array as a tensor, which shares its memory where possible."""
+    array = np.ascontiguousarray(array)
+    # an axis of length 1 may be mirrored and contiguous at once, which torch does not take
+    return torch.from_numpy(array.copy() if min(array.strides) < 0 else array)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -130,11 +150,19 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         items: Items of `SegmentationDataset`. A value that is missing in one of them, such as
-            `mask`, is left out of the batch.
+            `mask`, is left out of the batch. Items that failed are listed as (id, error) in the
+            batch's `failed` and are no part of the rest; where all items failed, the rest is a
+            black image under the id of the first one.
 
     Raises:
         DataError: The images differ in size.
     """
+    failed = [(item["id"], item["failed"]) for item in items if "failed" in item]
+    if failed:
+        black = torch.zeros(3, _NO_IMAGE, _NO_IMAGE, dtype=torch.uint8)
+        sound = [item for item in items if "failed" not in item]
+        batch = collate(sound or [{"image": black, "id": items[0]["id"]}])
+        return {**batch, "failed": failed}
     sizes = {tuple(item["image"].shape[1:]): item["id"] for item in items}
     if len(sizes) > 1:
         different = ", ".join(f"{name} {width}x{height}" for (height, width), name in sizes.items())
@@ -145,7 +173,6 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
             option=("val_batch_size 1", "augmentation"),
         )
     common = set.intersection(*(set(item) for item in items))
-    batch: dict[str, Any] = default_collate(
+    return default_collate(  # type: ignore[no-any-return]
         [{name: value for name, value in item.items() if name in common} for item in items]
     )
-    return batch

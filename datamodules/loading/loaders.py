@@ -39,7 +39,17 @@ class Stream(Protocol):
         ...
 
 
-class ResumableLoader(DataLoader[Any]):
+class QuietLoader(DataLoader[Any]):
+    """A DataLoader without torch's advice on the number of processes in every epoch.
+
+    The number is an option, or follows the cores that the process may use.
+    """
+
+    def check_worker_number_rationality(self) -> None:
+        """Accept any number of processes."""
+
+
+class ResumableLoader(QuietLoader):
     """A DataLoader that counts its epochs and continues in the middle of one.
 
     Every iteration is an epoch with its own order and augmentation. Lightning stores the state in

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import tarfile
@@ -13,14 +12,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.augmenting.steps import Augmentation, StrongView
-from datamodules.errors import DataError
+from datamodules.errors import DataError, OptionError
 from datamodules.loading.dataset import training_item
-from datamodules.reading.files import decode_image, is_image
+from datamodules.loading.loaders import QuietLoader
+from datamodules.reading.decoding import USUAL, decode_image, unstated
+from datamodules.reading.files import find_glob, is_image
 from datamodules.reading.sources import Example
 from datamodules.selection.seeds import RandomStream, derive_seed, generator
 from lightning_seg.errors import require_range
@@ -44,6 +47,9 @@ class UnlabeledShards:
         group: Number of consecutive images of a shard that are shuffled together, at least 1;
             default chosen here.
 
+    Attributes:
+        reading: How images are read; the data module sets its own options.
+
     Raises:
         DataError: There are no such shards, or webdataset is not installed.
     """
@@ -55,6 +61,7 @@ class UnlabeledShards:
         self.urls = _expand(urls)
         self.size = size
         self.group = group
+        self.reading = USUAL
 
     def known_size(self, *alternatives: str) -> int:
         """Return the number of images in all shards.
@@ -142,6 +149,8 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
             for member, name, data in self._members(step, place.member):
                 try:
                     item = self._item(name, data, step, member)
+                except OptionError:
+                    raise
                 except DataError as error:
                     warnings.warn(f"left out of {self._url(step)}: {error}", stacklevel=2)
                     skipped += 1
@@ -205,8 +214,17 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
         draw = self.augmentation.draw(
             derive_seed(self.seed, RandomStream.SHARD_EXAMPLE, step, member)
         )
-        example = Example(name, decode_image(data, name), None)
+        example = Example(name, self._decoded(data, name), None)
         return training_item(example, draw, self.augmentation, self.strong)
+
+    def _decoded(self, data: bytes, name: str) -> NDArray[np.uint8]:
+        image = decode_image(data, name, reading=self.shards.reading)
+        if self.shards.reading.image_range is None and unstated(data, name):
+            raise OptionError(
+                f"{name} has more than 8 bits a channel and does not say which value is white",
+                option="image_range [0,65535]",
+            )
+        return image
 
 
 class ShardStream:
@@ -251,7 +269,7 @@ class ShardStream:
             workers = max(1, self.loader_options["num_workers"])
             self.items.places = {each: _Place(*at) for each, at in self._places.items()}
             self.items.turn = self._total % workers
-            self._batches = iter(DataLoader(self.items, **self.loader_options))
+            self._batches = iter(QuietLoader(self.items, **self.loader_options))
         while self._seen < self.iterations:
             batch = next(self._batches)
             for consumer, shard, member in batch.pop("place").tolist():
@@ -355,8 +373,8 @@ def _expand(urls: str | Sequence[str]) -> list[str]:
             if ":" in url.split("/")[0] or Path(local).is_file():
                 quoted = urllib.parse.quote(url, safe=_URL) if url.startswith("http") else url
                 shards.append(local if Path(local).is_file() else quoted)
-            elif matches := sorted(glob.glob(local)):  # noqa: PTH207
-                shards += matches
+            elif matches := find_glob(Path(local))[1]:
+                shards += map(str, matches)
             else:
                 raise DataError(f"there are no shards at {url!r}", option="urls")
     if not shards:

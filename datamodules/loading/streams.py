@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader
 
 from datamodules.augmenting.steps import Augmentation, StrongView
 from datamodules.loading.dataset import SegmentationDataset
-from datamodules.loading.loaders import ResumableLoader, Stream, one_thread, own_generator
+from datamodules.loading.loaders import (
+    QuietLoader,
+    ResumableLoader,
+    Stream,
+    one_thread,
+    own_generator,
+)
 from datamodules.loading.patch_dataset import PatchDataset
 from datamodules.loading.shards import ShardStream, UnlabeledShards
 from datamodules.selection.samplers import ClassSampler, KeySampler
@@ -128,7 +134,7 @@ class Loaders:
     def ordered(self, dataset: Examples, batch_size: int, workers: int) -> DataLoader[Any]:
         """Return a loader that reads every example once, in order, without augmentation."""
         sampler = KeySampler(dataset, self.seed, shuffle=False, **self.rank._asdict())
-        return DataLoader(dataset, sampler=sampler, **self._options(batch_size, workers))
+        return QuietLoader(dataset, sampler=sampler, **self._options(batch_size, workers))
 
     def _options(self, batch_size: int, workers: int) -> dict[str, Any]:
         return {

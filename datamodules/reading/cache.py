@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from datamodules.errors import DataError
 from lightning_seg.files import write_whole
 
-_FORMAT = 1  # to be increased when files are decoded to other pixels
+_FORMAT = 2  # to be increased when files are decoded to other pixels
 
 
 class DecodedCache:

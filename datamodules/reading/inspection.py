@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.errors import DataError, some
-from datamodules.reading.files import is_turned, read_mask
+from datamodules.reading.decoding import USUAL, Reading, is_turned, stored_range
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import Example, FileSource, Source, files
 
@@ -35,7 +34,9 @@ class Finding(NamedTuple):
     defects: tuple[str, ...] = ()
     """One sentence for everything that makes the example unusable."""
     remarks: tuple[str, ...] = ()
-    """Kinds of oddities of a usable example: `deep`, `plain`, `void`, `turned`."""
+    """Kinds of oddities of a usable example: `narrow`, `plain`, `void`, `turned`."""
+    deep: tuple[float, float] | None = None
+    """Smallest and largest value of an image with more than 8 bits a channel; else None."""
 
 
 class Inspection(Dataset[Finding]):
@@ -44,12 +45,14 @@ class Inspection(Dataset[Finding]):
     Args:
         source: The examples.
         num_classes: Number of classes C; class ids of masks must be in [0, C - 1], or void.
+        reading: How image files are read.
     """
 
-    def __init__(self, source: Source, num_classes: int) -> None:
+    def __init__(self, source: Source, num_classes: int, reading: Reading = USUAL) -> None:
         self.source = source
         self.num_classes = num_classes
         self.files = files(source)
+        self.reading = reading
         self.names = [str(path) for path in self.files] or source.ids
 
     def __len__(self) -> int:
@@ -68,11 +71,19 @@ class Inspection(Dataset[Finding]):
             finding = Finding(name, defects=defects)
             return finding if image is None else _with_image(finding, image)
         finding = _with_image(Finding(name), example.image)
-        if self.files and _is_deep(self.files[index]):
-            finding = finding._replace(remarks=(*finding.remarks, "deep"))
-        if self.files and is_turned(self.files[index]):
-            finding = finding._replace(remarks=(*finding.remarks, "turned"))
+        if self.files:
+            finding = self._with_depth(finding, self.files[index])
+            if is_turned(self.files[index]):
+                finding = finding._replace(remarks=(*finding.remarks, "turned"))
         return finding if example.mask is None else self._with_mask(finding, example, example.mask)
+
+    def _with_depth(self, finding: Finding, path: Path) -> Finding:
+        """Add the range of an image of more than 8 bits a channel, and a digest of the file."""
+        deep = stored_range(path, self.reading)
+        if deep is None:
+            return finding
+        # in 8 bits, dark images are equal that are not equal in the file
+        return finding._replace(deep=deep, digest=sha256(path.read_bytes()).digest()[:16])
 
     def _with_mask(self, finding: Finding, example: Example, mask: NDArray[np.uint8]) -> Finding:
         """Add the counts of the mask's class ids, or the defect of the mask."""
@@ -112,11 +123,19 @@ def _with_image(finding: Finding, image: NDArray[np.uint8]) -> Finding:
     size = (image.shape[0], image.shape[1])
     digest = sha256(repr(size).encode())
     digest.update(image.tobytes())
-    # the first row alone rules most images out
-    plain = bool((image[0] == image[0, 0]).all()) and bool((image == image[0, 0]).all())
+    remark = _uniform(image)
     return finding._replace(
-        size=size, digest=digest.digest()[:16], remarks=("plain",) if plain else ()
+        size=size, digest=digest.digest()[:16], remarks=() if remark is None else (remark,)
     )
+
+
+def _uniform(image: NDArray[np.uint8]) -> str | None:
+    """Return `plain` for an image of one colour, `narrow` for one of under 1/8 of the range."""
+    # a few rows alone rule most images out
+    for part in (image[:: max(1, len(image) // 8)], image):
+        if int(part.max()) - int(part.min()) >= 32:
+            return None
+    return "plain" if (image == image[0, 0]).all() else "narrow"
 
 
 def _sound_image(
@@ -134,13 +153,7 @@ def _sound_image(
     if source.masks is not None and source.decode is not None:
         path = source.masks[source.ids[index]]
         try:
-            source.decode(read_mask(path, source.decode.as_color), path)
+            source.read_mask(path)
         except DataError as other:
             return None, (defect, str(other))
     return None, (defect,)
-
-
-def _is_deep(path: Path) -> bool:
-    """Return whether an image file has more than 8 bits a channel."""
-    with Image.open(path) as image:
-        return image.mode.startswith("I") or image.mode == "F"

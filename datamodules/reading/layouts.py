@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,11 @@ from typing import NamedTuple
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.errors import DataError, UnpairedError, some
+from datamodules.reading.annotations import other_annotations
 from datamodules.reading.files import SUFFIXES, by_stem, is_image, list_images, read_lines
+
+Suffix = str | Mapping[str, str]
+"""End of file names, or one for each split by its name."""
 
 
 class Pairs(NamedTuple):
@@ -35,8 +40,12 @@ class FolderLayout:
         images: Name of the image folder.
         masks: Name of the mask folder.
         splits: Name of a subfolder or list file for each split, at least for `train` and `val`.
-        image_suffix: End of image names, before the file type, that mask names do not have.
-        mask_suffix: End of mask names, before the file type, that image names do not have.
+        image_suffix: End of image names that mask names do not have, before the file type or with
+            it; a mapping has one for each split.
+        mask_suffix: End of mask names that image names do not have, in the same form.
+
+    Raises:
+        DataError: A mapping of suffixes names something that is no split.
     """
 
     def __init__(
@@ -45,15 +54,17 @@ class FolderLayout:
         images: str,
         masks: str,
         splits: dict[str, str],
-        image_suffix: str = "",
-        mask_suffix: str = "",
+        image_suffix: Suffix = "",
+        mask_suffix: Suffix = "",
     ) -> None:
         self.root = root
         self.images = images
         self.masks = masks
         self.splits = splits
-        self.image_suffix = image_suffix
-        self.mask_suffix = mask_suffix
+        self.suffixes = [
+            _per_split(image_suffix, splits, "image_suffix"),
+            _per_split(mask_suffix, splits, "mask_suffix"),
+        ]
 
     def has(self, split: str) -> bool:
         """Return whether there is a list file or a subfolder for a split."""
@@ -90,24 +101,40 @@ class FolderLayout:
         """Return the images of a split by id where it has an image folder and no mask folder."""
         for images, masks in self._subfolders(split):
             if images.is_dir() and not masks.is_dir():
-                return by_stem(list_images(images), images, self.image_suffix)
+                return by_stem(list_images(images), images, self.suffixes[0][split])
         return None
+
+    def mask_folders(self) -> list[Path]:
+        """Return all folders that may hold masks."""
+        if not self.root.is_dir():
+            return []
+        places = [self.root / self.masks]
+        places += [masks for split in self.splits for _, masks in self._subfolders(split)]
+        places += [each / self.masks for each in sorted(self.root.iterdir()) if each.is_dir()]
+        folders = dict.fromkeys(place for place in places if place.is_dir())
+        # a folder within another one is listed with it
+        return [each for each in folders if not folders.keys() & set(each.parents)]
 
     def mask_files(self) -> list[Path]:
         """Return the files in all mask folders."""
-        folders = [self.root / self.masks, *sorted(self.root.glob(f"*/{self.masks}"))]
-        return [file for folder in folders if folder.is_dir() for file in list_images(folder)]
+        ends = dict.fromkeys(self.suffixes[1].values())
+        files: dict[Path, None] = {}
+        for folder in self.mask_folders():
+            listed = list_images(folder)
+            for end in ends:
+                files |= dict.fromkeys(by_stem(listed, folder, end, skip=True).values())
+        return list(files)
 
     def _find(self, split: str, skip_unpaired: bool) -> Pairs:
         """Return the pairs of a split from the first place that has any, or no pairs."""
         named = self.root / self.splits[split]
         if named.is_file():
-            return self._listed(named, skip_unpaired)
+            return self._listed(split, named, skip_unpaired)
         for images, masks in self._subfolders(split):
             if images.is_dir():
-                return self._match(images, masks, skip_unpaired)
+                return self._match(split, images, masks, skip_unpaired)
         if (listed := self._list_file(split)) is not None:
-            return self._listed(listed, skip_unpaired)
+            return self._listed(split, listed, skip_unpaired)
         if any(self.has(other) for other in self.splits):
             return Pairs({}, {})
         return self._divided(split, skip_unpaired)
@@ -126,19 +153,34 @@ class FolderLayout:
             (self.root / name / self.images, self.root / name / self.masks),
         ]
 
-    def _index(self, images: Path, masks: Path, skip: bool) -> Pairs:
+    def _index(self, split: str, images: Path, masks: Path, skip: bool) -> Pairs:
         """Return all images and all masks of two folders by their names, paired or not."""
         for folder, option in ((images, "images"), (masks, "masks")):
             if not folder.is_dir():
                 raise DataError(f"folder {folder} does not exist", option=("root", option))
-        return Pairs(
-            by_stem(list_images(images), images, self.image_suffix, skip),
-            by_stem(list_images(masks), masks, self.mask_suffix, skip),
+        image_end, mask_end = (suffix[split] for suffix in self.suffixes)
+        together = images.resolve() == masks.resolve()
+        if together and image_end == mask_end:
+            raise DataError(
+                f"{images} holds images and masks: name the end of the masks' names, such as "
+                "_mask or _mask.png, or .png where the images are .jpg",
+                option=("mask_suffix _mask", "image_suffix .jpg", "masks"),
+            )
+        others = (mask_end, image_end) if together else ("", "")
+        listed = list_images(images)
+        pairs = Pairs(
+            by_stem(listed, images, image_end, skip, others[0]),
+            by_stem(listed if together else list_images(masks), masks, mask_end, skip, others[1]),
         )
+        if pairs.images and (told := other_annotations(masks, masks=bool(pairs.masks))):
+            raise DataError(told, option="masks")
+        return pairs
 
-    def _match(self, image_folder: Path, mask_folder: Path, skip_unpaired: bool) -> Pairs:
+    def _match(
+        self, split: str, image_folder: Path, mask_folder: Path, skip_unpaired: bool
+    ) -> Pairs:
         """Return the pairs of two folders; raise an error for files without a partner."""
-        pairs = self._index(image_folder, mask_folder, skip_unpaired)
+        pairs = self._index(split, image_folder, mask_folder, skip_unpaired)
         images, masks = pairs
         problems, defects = [], []
         if lone := sorted(images.keys() - masks.keys()):
@@ -162,7 +204,7 @@ class FolderLayout:
             )
         return pairs.only(sorted(images.keys() & masks.keys()))
 
-    def _listed(self, path: Path, skip_unpaired: bool) -> Pairs:
+    def _listed(self, split: str, path: Path, skip_unpaired: bool) -> Pairs:
         """Return the pairs that a list file names; raise an error for files that do not exist."""
         lines = read_lines(path)
         rows = [row for line in lines if (row := self._two_files(line)) is not None]
@@ -176,8 +218,9 @@ class FolderLayout:
                 if not {image, mask} & absent
             ]
         else:
-            known = self._index(self.root / self.images, self.root / self.masks, skip_unpaired)
-            results = [self._known(line, known, path) for line in lines]
+            folders = (self.root / self.images, self.root / self.masks)
+            known = self._index(split, *folders, skip_unpaired)
+            results = [self._known(line, split, known, path) for line in lines]
             defects += [each for each in results if isinstance(each, str)]
             listed = [each for each in results if not isinstance(each, str)]
         if defects and not skip_unpaired:
@@ -197,11 +240,14 @@ class FolderLayout:
                 return self._place(words[0]), self._place(words[1])
         return None
 
-    def _known(self, line: str, known: Pairs, path: Path) -> tuple[str, Path, Path] | str:
+    def _known(
+        self, line: str, split: str, known: Pairs, path: Path
+    ) -> tuple[str, Path, Path] | str:
         """Return id, image and mask for a line that is an id or the path of an image.
 
         Args:
             line: The line.
+            split: Name of the split.
             known: All images and masks of the dataset.
             path: The list file, for errors.
 
@@ -212,7 +258,9 @@ class FolderLayout:
         if is_image(line):
             folder, file = self.root / self.images, self._place(line)
             inside = file.relative_to(folder) if file.is_relative_to(folder) else Path(line)
-            name = inside.with_suffix("").as_posix().removesuffix(self.image_suffix)
+            name = inside.with_suffix("").as_posix()
+            end = self.suffixes[0][split]
+            name = name.removesuffix(end.removesuffix(inside.suffix))
         for files, kind, folder in (
             (known.images, "image", self.root / self.images),
             (known.masks, "mask", self.root / self.masks),
@@ -227,7 +275,7 @@ class FolderLayout:
         return path if path.is_file() else self.root / name.lstrip("/")
 
     def _divided(self, split: str, skip_unpaired: bool) -> Pairs:
-        """Divide all pairs: a fifth of them, by a hash of their names, is for validation."""
+        """Divide all pairs: the fifth whose names have the smallest hashes is for validation."""
         images, masks = self.root / self.images, self.root / self.masks
         if not images.is_dir():
             return Pairs({}, {})
@@ -238,15 +286,39 @@ class FolderLayout:
                 f"{' or '.join(self.splits.values())}: give the names of the splits",
                 option=("train", "val"),
             )
-        pairs = self._match(images, masks, skip_unpaired)
-        # a share of the hashes, so that an image stays in its split when others are added
-        held_out = [name for name in pairs.images if sha256(name.encode()).digest()[0] < 256 // 5]
-        held_out = held_out or sorted(pairs.images)[:1]
+        pairs = self._match(split, images, masks, skip_unpaired)
+        held_out = smallest_hashes(pairs.images, 1 / 5)
         chosen = held_out if split == "val" else sorted(pairs.images.keys() - set(held_out))
         rank_zero_info(
             f"no splits in {self.root}: {len(chosen)} of {len(pairs.images)} images for {split}"
         )
         return pairs.only(chosen)
+
+
+def smallest_hashes(names: Iterable[str], share: float) -> list[str]:
+    """Return the share of names that have the smallest hashes, sorted.
+
+    Args:
+        names: The names.
+        share: Part of the names, in (0, 1]; their number is rounded, and at least 1.
+    """
+    order = sorted(names, key=lambda name: sha256(name.encode()).digest())
+    return sorted(order[: max(1, round(len(order) * share))])
+
+
+def _per_split(suffix: Suffix, splits: Mapping[str, str], option: str) -> dict[str, str]:
+    """Return the suffix of every split.
+
+    A split that a mapping leaves out takes the suffix of another split in the same place, or none.
+    """
+    if isinstance(suffix, str):
+        return dict.fromkeys(splits, suffix)
+    if unknown := sorted(suffix.keys() - splits.keys()):
+        raise DataError(
+            f"{option} names {some(unknown)}; the splits are {', '.join(splits)}", option=option
+        )
+    same = {splits[split]: end for split, end in suffix.items()}
+    return {split: suffix.get(split, same.get(place, "")) for split, place in splits.items()}
 
 
 def _id(file: Path, root: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -14,8 +15,15 @@ from numpy.typing import NDArray
 
 from datamodules.errors import DataError
 from datamodules.reading.cache import DecodedCache
-from datamodules.reading.files import image_size, is_turned, read_image, read_mask
+from datamodules.reading.decoding import (
+    USUAL,
+    Reading,
+    image_size,
+    is_turned,
+    read_image,
+)
 from datamodules.reading.mask_decoder import VOID, MaskDecoder
+from datamodules.reading.mask_files import read_mask
 
 T = TypeVar("T")
 
@@ -85,6 +93,7 @@ class FileSource(Source):
         masks: Mask files by id, one for every image; None for images without labels.
         decode: Turns the stored values of a mask file into class ids.
         cache: Keeps decoded images and masks; None decodes the files each time.
+        reading: Range of deep images, and largest size of a file.
     """
 
     def __init__(
@@ -93,12 +102,14 @@ class FileSource(Source):
         masks: dict[str, Path] | None = None,
         decode: MaskDecoder | None = None,
         cache: DecodedCache | None = None,
+        reading: Reading = USUAL,
     ) -> None:
         self._ids = sorted(images)
         self.images = images
         self.masks = masks
         self.decode = decode
         self.cache = cache
+        self.reading = reading
 
     @property
     def ids(self) -> list[str]:
@@ -146,23 +157,28 @@ class FileSource(Source):
 
     def without_labels(self) -> FileSource:
         """Return the same images without their masks, which are then not read."""
-        return FileSource(self.images, cache=self.cache)
+        return FileSource(self.images, cache=self.cache, reading=self.reading)
+
+    def read_mask(self, path: Path) -> NDArray[np.uint8]:
+        """Read the (H, W) class ids of a mask file, without the cache."""
+        assert self.decode is not None
+        return self.decode(read_mask(path, self.decode.as_color, self.reading.max_pixels), path)
 
     def _image(self, name: str, reduce: int) -> Example:
         path = self.images[name]
         if self.cache is not None:
-            return Example(name, self.cache.get(path, lambda: read_image(path), "image"), None)
-        image = read_image(path, reduce)
+            kind = f"image {self.reading.image_range or ''}".strip()
+            read = partial(read_image, path, reading=self.reading)
+            return Example(name, self.cache.get(path, read, kind), None)
+        image = read_image(path, reduce, self.reading)
         if reduce > 1 and image.shape[:2] != (size := image_size(path)):
             return Example(name, image, None, reduce, size)
         return Example(name, image, None)
 
     def _mask(self, path: Path, decode: MaskDecoder) -> NDArray[np.uint8]:
         if self.cache is None:
-            return decode(read_mask(path, decode.as_color), path)
-        return self.cache.get(
-            path, lambda: decode(read_mask(path, decode.as_color), path), kind=decode.fingerprint
-        )
+            return self.read_mask(path)
+        return self.cache.get(path, partial(self.read_mask, path), kind=decode.fingerprint)
 
 
 class Subset(Source):
@@ -255,6 +271,23 @@ class Relabeled(Source):
 def without_labels(source: Source) -> Source:
     """Return the images of a source without masks; mask files are then not read."""
     return source.without_labels() if isinstance(source, FileSource) else Relabeled(source)
+
+
+def configure(source: Source, reading: Reading, cache: DecodedCache | None = None) -> Source:
+    """Let all files of a source be read in one way, and return the source.
+
+    Args:
+        source: Any source.
+        reading: Range of deep images, and largest size of a file.
+        cache: Keeps decoded images and masks; None decodes the files each time.
+    """
+    if isinstance(source, FileSource):
+        source.reading, source.cache = reading, cache
+    for part in source.sources if isinstance(source, Joined) else ():
+        configure(part, reading, cache)
+    if isinstance(source, Subset | Relabeled):
+        configure(source.source, reading, cache)
+    return source
 
 
 def files(source: Source) -> list[Path]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from PIL import Image
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, overlay
+from lightning_seg.processes import world_size
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -31,6 +35,7 @@ class PredictionWriter(BasePredictionWriter):
 
     Attributes:
         written: Number of predictions that this process has written.
+        failed: (id, error) of every image that could not be read; of all processes at the end.
 
     Raises:
         SetupError: `opacity` is out of range, or an image's id leads out of the folder.
@@ -45,6 +50,7 @@ class PredictionWriter(BasePredictionWriter):
         self.overlays = overlays
         self.opacity = opacity
         self.written = 0
+        self.failed: list[tuple[str, str]] = []
 
     def folder(self, trainer: Trainer) -> Path:
         """Return the folder of `masks` and `overlays`."""
@@ -52,7 +58,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count, and take the colours of the module's classes."""
-        self.written = 0
+        self.written, self.failed = 0, []
         self._colors = color_table(pl_module.num_classes, pl_module.palette)  # type: ignore[arg-type]
 
     def write_on_batch_end(
@@ -65,11 +71,15 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the masks and overlays of one batch."""
+        """Write the masks and overlays of one batch, and note the images that could not be read."""
+        self.failed += batch.get("failed", [])
+        unread = {name for name, _ in self.failed}
         root = self.folder(trainer)
         labels = prediction["labels"].cpu().numpy()
         images = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
         for name, mask, image in zip(prediction["id"], labels, images, strict=True):
+            if name in unread:
+                continue
             index = Image.fromarray(mask)
             index.putpalette(self._colors.tobytes())
             _save(index, root / "masks" / f"{name}.png")
@@ -77,13 +87,27 @@ class PredictionWriter(BasePredictionWriter):
                 _save(self._overlay(image, mask), root / "overlays" / f"{name}.jpg", quality=92)
             self.written += 1
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect the failures of all processes."""
+        if world_size() > 1:
+            gathered: list[Any] = [None] * world_size()
+            torch.distributed.all_gather_object(gathered, self.failed)
+            self.failed = list(dict.fromkeys(pair for each in gathered for pair in each))
+
     def _overlay(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> Image.Image:
         return Image.fromarray(overlay(image, mask, self._colors, self.opacity))
+
+
+_LONGEST = 255  # bytes of a file's name
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
     if ".." in path.parts:
         raise SetupError(f"an image's id leads out of the output folder: {path}")
     kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+    if len(os.fsencode(path.name)) > _LONGEST:
+        digest = sha256(path.name.encode()).hexdigest()[:8]
+        kept = path.stem.encode()[: _LONGEST - 16].decode(errors="ignore")
+        path = path.with_name(f"{kept}-{digest}{path.suffix}")
     with write_whole(path) as part:
         picture.save(part, format=kind, **options)

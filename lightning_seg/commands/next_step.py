@@ -13,6 +13,8 @@ from typing import TypeVar
 from lightning import Callback, Trainer
 
 from lightning_seg.callbacks import PredictionWriter, SaveEncoder, StopOnSignal
+from lightning_seg.commands.messages import in_flags
+from lightning_seg.commands.parser import ReadableParser
 from lightning_seg.training import PretrainingModule
 
 CONFIG = "config.yaml"
@@ -37,7 +39,8 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         folder = writer.folder(trainer)
         look = folder / ("overlays" if writer.overlays else "masks")
         count = f"{writer.written} prediction{'s' * (writer.written != 1)}"
-        return f"written: {count} in {_short(folder)}; next: open {_short(look)}"
+        written = f"written: {count} in {_short(folder)}"
+        return f"{written}; next: open {_short(look)}" if writer.written else written
     log = _log_folder(trainer)
     where = f"written: the scores, in {_short(log)}" if log else "written: nothing"
     if isinstance(trainer.lightning_module, PretrainingModule):
@@ -45,6 +48,16 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
     given = any(word.partition("=")[0] == "--data.predict" for word in words)
     more = [] if given else ["--data.predict", "FOLDER"]
     return f"{where}; next: {_command('predict', [*words, *more])}"
+
+
+def failures(trainer: Trainer) -> str | None:
+    """Return the list of the images that `predict` could not read; None where there are none."""
+    failed = _callback(trainer, PredictionWriter).failed
+    if not failed:
+        return None
+    lines = [f"{name}: {in_flags(text, 'data', ReadableParser.keys())}" for name, text in failed]
+    images = f"{len(failed)} image{'s' * (len(failed) != 1)}"
+    return "\n  ".join([f"not predicted: {images} that could not be read", *lines])
 
 
 def ending_signal(trainer: Trainer) -> int:

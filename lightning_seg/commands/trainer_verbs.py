@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_seg.callbacks import ON_EVERY_RUN
 from lightning_seg.commands.checkpoint_path import checkpoint_path
-from lightning_seg.commands.next_step import ending_signal, next_step, resume_line
+from lightning_seg.commands.next_step import ending_signal, failures, next_step, resume_line
 from lightning_seg.commands.parser import forget_pretraining
 from lightning_seg.errors import require_range
 from lightning_seg.training import SegmentationModule
@@ -83,7 +83,8 @@ class SegmentationCLI(LightningCLI):
         """Run a verb; its last line says what was written and which command usually comes next.
 
         Raises:
-            SystemExit: With 143 after SIGTERM, with 130 after Ctrl-C.
+            SystemExit: With 143 after SIGTERM, with 130 after Ctrl-C, with 1 where `predict` could
+                not read an image and `on_bad_sample` is not `skip`.
         """
         try:
             super()._run_subcommand(subcommand)
@@ -96,3 +97,7 @@ class SegmentationCLI(LightningCLI):
             number = signal.SIGINT if interrupted else ending_signal(self.trainer)
             raise SystemExit(128 + number) from stop
         rank_zero_info(next_step(subcommand, self.trainer, self._words[1:]))
+        if subcommand == "predict" and (failed := failures(self.trainer)):
+            rank_zero_info(failed)
+            if getattr(self.datamodule, "on_bad_sample", "raise") != "skip":
+                raise SystemExit(1)

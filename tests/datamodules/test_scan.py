@@ -288,16 +288,17 @@ def test_odd_but_usable_images_are_noted(write_dataset) -> None:
     Image.fromarray(grey).save(deep)
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(plain)
     Image.fromarray(np.full((24, 32), 255, np.uint8)).save(mask_of(root, "train_2"))
-    Image.fromarray(np.zeros((30, 32, 3), np.uint8) + 9).save(image_of(root, "val_1"))
-    Image.fromarray(np.zeros((30, 32), np.uint8)).save(mask_of(root, "val_1"))
-    report = scan(opened(root, val_batch_size=2), workers=0)
+    low = np.random.default_rng(0).integers(100, 130, (24, 32, 3), dtype=np.uint8)
+    low_at = image_of(root, "val_1")
+    Image.fromarray(low).save(low_at)
+    report = scan(opened(root), workers=0)
     assert report.defects == []
     for part in (
-        f"train: images of more than 8 bits a channel, which are scaled to 8 (1): {deep}",
+        f"train: images of more than 8 bits a channel (1) hold {grey.min()}..{grey.max()}, which",
         f"train: images of a single colour (1): {plain}",
         f"train: images without a labelled pixel (1): {void}",
         "train: never holds class_2",
-        "val: images of 2 sizes cannot share a batch",
+        f"val: images that use under 1/8 of the range from black to white (1): {low_at}",
     ):
         assert part in "\n".join(report.notes)
 
@@ -457,3 +458,85 @@ def test_images_without_masks_are_only_read(write_dataset) -> None:
     assert report.splits["train"].labeled == 0
     assert report.splits["train"].pixels.sum() == 0
     assert report.splits["train"].sizes == {(24, 32): 2}
+
+
+def refused_by_fit(module: FolderDataModule) -> str:
+    with pytest.raises(DataError) as error:
+        module.setup("fit")
+    return str(error.value)
+
+
+def test_masks_of_0_and_255_are_refused_by_check_as_by_training(write_dataset) -> None:
+    root = write_dataset({"train": 20, "val": 3}, values=(0, 255))
+    for split in ("train", "val"):  # one mask of each split has the numbers 0 and 1
+        Image.fromarray(np.eye(24, 32, dtype=np.uint8)).save(mask_of(root, f"{split}_1"))
+    message = refused_by_fit(opened(root, num_classes=2))
+    assert "holds 255 and no class but 0" in message
+    found = told(scan(opened(root, num_classes=2), workers=0))
+    assert len(found) == 19 + 2
+    assert all("mask_values=[0,255], void=[255]" in each for each in found)
+    assert scan(opened(root, num_classes=2, void=[255]), workers=0).defects == []
+
+
+def test_what_is_refused_about_a_whole_split_is_a_defect(write_dataset) -> None:
+    root = write_dataset({"train": 12, "val": 3}, values=(0, 255))
+    assert "hold 0 and 255 and no other class" in refused_by_fit(opened(root))
+    assert {defect.split for defect in scan(opened(root), workers=0).defects} == {"train", "val"}
+
+
+def test_a_batch_of_validation_images_of_several_sizes_is_a_defect(write_dataset) -> None:
+    root = write_dataset({"train": 2, "val": 2})
+    Image.fromarray(np.zeros((30, 32, 3), np.uint8)).save(image_of(root, "val_1"))
+    Image.fromarray(np.zeros((30, 32), np.uint8)).save(mask_of(root, "val_1"))
+    assert scan(opened(root), workers=0).defects == []
+    (message,) = told(scan(opened(root, val_batch_size=2), workers=0))
+    assert "2 sizes cannot share a batch of 2 (option: val_batch_size=1)" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "option"),
+    [
+        ((0, 4095), np.uint16, "image_range=[0,4095]"),
+        ((3, 1000), np.uint16, "image_range=[0,1023]"),
+        ((0, 16383), np.uint16, "image_range=[0,16383]"),
+        ((0, 0.001), np.float32, "image_range=[0,0.001]"),
+        ((0, 255), np.float32, "image_range=["),
+        ((-1000, 3000), np.int16, "image_range=["),
+    ],
+)
+def test_images_of_an_unknown_range_are_refused_until_it_is_stated(
+    write_dataset, values: tuple[float, float], kind: type, option: str
+) -> None:
+    root = write_dataset({"train": 3, "val": 2})
+    rng = np.random.default_rng(0)
+    for path in sorted((root / "images").rglob("*.png")):
+        path.unlink()
+        pixels = (values[0] + rng.random((24, 32)) * (values[1] - values[0])).astype(kind)
+        pixels[0, :2] = values
+        Image.fromarray(pixels).save(path.with_suffix(".tif"))
+    assert option in refused_by_fit(opened(root))
+    assert all(option.split("[")[0] in each for each in told(scan(opened(root), workers=0)))
+    module = opened(root, image_range=values, num_workers=0, crop_size=16)
+    module.setup("fit")
+    image = next(iter(module.val_dataloader()))["image"]
+    assert image.min() == 0
+    assert image.max() == 255
+    report = scan(opened(root, image_range=values), workers=0)
+    assert report.defects == []
+    assert f"hold {values[0]:g}..{values[1]:g}, of which" in "\n".join(report.notes)
+
+
+def test_values_beyond_the_stated_range_are_clipped_and_noted(write_dataset) -> None:
+    root = write_dataset({"train": 1, "val": 1})
+    grey = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32)
+    Image.fromarray(grey).save(image_of(root, "train_0"))
+    report = scan(opened(root, image_range=(0, 500)), workers=0)
+    assert any("hold 0..767, of which 0..500 become" in note for note in report.notes)
+    assert any("values beyond are clipped" in note for note in report.notes)
+
+
+def test_a_batch_without_unlabelled_images_is_a_defect_before_training(write_dataset) -> None:
+    root = write_dataset({"train": 2, "val": 1})
+    module = opened(root, unlabeled_batch_size=1)
+    assert "there are no unlabelled images" in refused_by_fit(module)
+    assert any("there are no unlabelled images" in each for each in told(scan(module, workers=0)))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from datamodules import FolderDataModule
 from datamodules.reading.cache import DecodedCache
-from datamodules.reading.files import read_image
+from datamodules.reading.decoding import read_image
 
 
 def save(path: Path, value: int, size: int = 40) -> np.ndarray:

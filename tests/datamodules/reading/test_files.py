@@ -1,103 +1,10 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from datamodules import DataError
-from datamodules.reading.files import find_images, image_size, list_images, read_image, read_mask
-
-GREY = np.arange(12, dtype=np.uint8).reshape(3, 4)
-
-
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("RGB", [10, 20, 30]),
-        ("RGBA", [10, 20, 30]),
-        ("L", [18, 18, 18]),  # 0.299 * 10 + 0.587 * 20 + 0.114 * 30
-        ("P", [10, 20, 30]),
-    ],
-)
-def test_every_colour_mode_is_read_as_rgb(tmp_path: Path, mode: str, expected: list[int]) -> None:
-    picture = Image.new("RGB", (4, 3), (10, 20, 30))
-    if mode == "P":
-        picture = picture.quantize(4)
-    picture.convert(mode).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png")
-    assert image.shape == (3, 4, 3)
-    assert image.dtype == np.uint8
-    assert image[1, 2].tolist() == expected
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 257, 32896, 65535]], np.uint16)).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
-
-
-def test_fractions_are_scaled_to_bytes(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0.0, 0.2, 1.0]], np.float32)).save(tmp_path / "a.tif")
-    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 51, 255]
-
-
-def test_an_image_without_a_scale_is_told(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0.0, np.nan]], np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(DataError, match=r"a\.tif.*must hold"):
-        read_image(tmp_path / "a.tif")
-
-
-def test_photographs_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
-    """Orientation 6: the stored left edge is the shown top edge."""
-    stored = np.zeros((8, 16, 3), np.uint8)
-    stored[:, :8] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    image = read_image(tmp_path / "a.png")
-    assert image.shape == (16, 8, 3)
-    assert image[:8].min() == 255
-    assert image[8:].max() == 0
-    assert image_size(tmp_path / "a.png") == (16, 8)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_a_truncated_image_is_named(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"broken{suffix}"
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=rf"broken\{suffix} cannot be read"):
-        read_image(path)
-
-
-def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("not an image")
-    with pytest.raises(DataError, match=r"a\.jpg cannot be read"):
-        read_image(tmp_path / "a.jpg")
-
-
-def test_index_palette_and_grey_rgb_masks_give_the_same_values(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "index.png")
-    palette = Image.fromarray(GREY)
-    palette.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
-    palette.save(tmp_path / "palette.png")
-    Image.fromarray(np.stack([GREY] * 3, axis=-1)).save(tmp_path / "grey_rgb.png")
-    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "sixteen.png")
-    for name in ("index", "palette", "grey_rgb", "sixteen"):
-        assert np.array_equal(read_mask(tmp_path / f"{name}.png"), GREY), name
-
-
-def test_a_bilevel_mask_holds_zero_and_one(tmp_path: Path) -> None:
-    Image.fromarray(GREY > 5).save(tmp_path / "a.png")
-    assert np.array_equal(read_mask(tmp_path / "a.png"), GREY > 5)
-    assert read_mask(tmp_path / "a.png").dtype == np.uint8
-
-
-def test_a_palette_is_looked_up_where_colours_are_asked_for(tmp_path: Path) -> None:
-    palette = Image.fromarray(np.array([[0, 1]], np.uint8))
-    palette.putpalette([1, 2, 3, 4, 5, 6])
-    palette.save(tmp_path / "a.png")
-    assert read_mask(tmp_path / "a.png", as_color=True).tolist() == [[[1, 2, 3], [4, 5, 6]]]
+from datamodules.reading.files import find_images, list_images
 
 
 def test_images_are_listed_recursively_without_hidden_files(tmp_path: Path) -> None:
@@ -152,3 +59,35 @@ def test_a_list_of_missing_images_is_an_error(photos: Path) -> None:
     (photos / "list.txt").write_text("b.jpg\ngone.jpg\n")
     with pytest.raises(DataError, match=r"list\.txt lists images that do not exist: .*gone\.jpg"):
         find_images(str(photos / "list.txt"))
+
+
+def test_links_in_a_circle_list_each_file_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+    (tmp_path / "a/self").symlink_to(tmp_path / "a")
+    (tmp_path / "a/up").symlink_to("..")
+    (tmp_path / "b/root").symlink_to(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert names == ["a/a.png", "b/b.png"]
+
+
+def test_links_between_two_folders_end(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+        (tmp_path / name / "other").symlink_to(tmp_path / other)
+    names = [path.relative_to(tmp_path / "a").as_posix() for path in list_images(tmp_path / "a")]
+    assert names == ["a.png", "other/b.png"]
+
+
+@pytest.mark.parametrize("name", ["d [1]", "[ab]", "what?", "a*b"])
+def test_a_glob_below_a_folder_with_wildcards_in_its_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    (folder / "sub [x]").mkdir(parents=True)
+    for file in (folder / "a.png", folder / "sub [x]" / "b[2].png"):
+        Image.new("RGB", (4, 4)).save(file)
+    assert set(find_images(str(folder / "*.png"))) == {"a"}
+    assert set(find_images(str(folder / "**/*.png"))) == {"a", "sub [x]/b[2]"}
+    assert set(find_images(str(folder / "sub [x]" / "b[2]*"))) == {"b[2]"}
+    assert set(find_images(str(folder / "?.png"))) == {"a"}

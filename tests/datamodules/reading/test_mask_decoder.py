@@ -1,10 +1,8 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from datamodules import DataError
-from datamodules.reading.mask_decoder import MaskDecoder, read_color_map
+from datamodules.reading.mask_decoder import MaskDecoder
 
 RED, GREEN, BLACK = [255, 0, 0], [0, 255, 0], [0, 0, 0]
 
@@ -35,7 +33,7 @@ def test_an_unknown_value_is_told_with_file_place_share_and_option() -> None:
 
 def test_an_unknown_colour_is_told_as_a_colour() -> None:
     with pytest.raises(DataError, match=r"holds \(1, 2, 3\).*\(options: color_map=, "):
-        MaskDecoder(colors=[RED])(np.array([[[1, 2, 3]]], np.uint8), "m.png")
+        MaskDecoder(colors=[RED, GREEN])(np.array([[[1, 2, 3]]], np.uint8), "m.png")
 
 
 def test_unknown_values_can_be_void() -> None:
@@ -59,9 +57,9 @@ def test_colours_where_an_index_was_expected() -> None:
 
 def test_values_beyond_sixteen_bits_are_an_error_not_an_index_error() -> None:
     with pytest.raises(DataError, match=r"70000"):
-        MaskDecoder(values=[0])(np.array([[70000]], np.int32), "m.png")
+        MaskDecoder(values=[0, 1])(np.array([[70000]], np.int32), "m.png")
     with pytest.raises(DataError, match=r"-1"):
-        MaskDecoder(values=[0])(np.array([[-1]], np.int32), "m.png")
+        MaskDecoder(values=[0, 1])(np.array([[-1]], np.int32), "m.png")
 
 
 @pytest.mark.parametrize("options", [{"values": [0, 0]}, {"values": [0, 1], "void": [1]}])
@@ -75,33 +73,32 @@ def test_more_classes_than_void_leaves_room_for() -> None:
         MaskDecoder(values=range(256))
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("map.csv", "name,r,g,b\nsky, 1, 2, 3\nroad,4,5,6\n"),
-        ("map.csv", "sky,1,2,3\n\nroad,4,5,6\n"),
-        ("map.json", '{"sky": [1, 2, 3], "road": [4, 5, 6]}'),
-        ("map.yaml", "sky: [1, 2, 3]\nroad: [4, 5, 6]\n"),
-    ],
-)
-def test_colour_maps_are_read_from_files(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    assert read_color_map(tmp_path / name) == {"sky": (1, 2, 3), "road": (4, 5, 6)}
+@pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64])
+def test_void_may_be_a_negative_value(kind: type) -> None:
+    masks = np.array([[0, 1, -1, -100]], kind)
+    assert MaskDecoder([0, 1], void=[-1, -100])(masks, "a").tolist() == [[0, 1, 255, 255]]
+    assert MaskDecoder([0, 1], void=[-1], unknown_values="void")(masks, "a")[0, 3] == 255
+    assert MaskDecoder([0, 1], void=[-1], unknown_values="nearest")(masks, "a")[0, 3] == 255
+    assert MaskDecoder([-100, 0, 1], void=[-1])(masks, "a").tolist() == [[1, 2, 255, 0]]
+    with pytest.raises(DataError, match=r"a holds -100, first at row 0, column 3"):
+        MaskDecoder([0, 1], void=[-1])(masks, "a")
 
 
-@pytest.mark.parametrize("text", ["sky,1,2\n", "sky,1,2,x\nroad,1,2,3\n", "sky,1,2,300\n"])
-def test_a_bad_colour_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "map.csv").write_text(text)
-    with pytest.raises(DataError, match=r"map\.csv: colour of 'sky'"):
-        read_color_map(tmp_path / "map.csv")
+def test_values_of_any_size_are_classes_or_void() -> None:
+    masks = np.array([[0, 2**32 - 1, -9999, 70_000]])
+    decoded = MaskDecoder([0, 70_000], void=[-9999, 2**32 - 1])(masks, "a")
+    assert decoded.tolist() == [[0, 255, 255, 1]]
 
 
-def test_a_name_with_two_colours_is_told(tmp_path: Path) -> None:
-    (tmp_path / "map.csv").write_text("road,1,2,3\ncar,4,5,6\nroad,7,8,9\n")
-    with pytest.raises(DataError, match="road more than once"):
-        read_color_map(tmp_path / "map.csv")
+@pytest.mark.parametrize("kind", [np.uint8, np.int32])
+def test_a_mask_of_0_and_255_alone_is_refused_where_nobody_said_what_255_is(kind: type) -> None:
+    decoder = MaskDecoder([0, 1], void=[255], assumed_void=True)
+    assert decoder(np.array([[0, 1, 255]], kind), "a").tolist() == [[0, 1, 255]]
+    for refused in ([[0, 255]], [[255, 255]]):
+        with pytest.raises(DataError, match=r"mask a holds 255 and no class but 0.*void=\[255\]"):
+            decoder(np.array(refused, kind), "a")
 
 
-def test_a_missing_colour_map_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.csv does not exist \(option: color_map=\)"):
-        read_color_map(tmp_path / "gone.csv")
+def test_one_class_is_refused_because_the_rest_is_a_class_too() -> None:
+    with pytest.raises(DataError, match=r"there is 1 class, expected 2 to 255.*num_classes=2"):
+        MaskDecoder(values=[0])

@@ -1,0 +1,278 @@
+"""Decoding image files to RGB; every error names the file."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageOps
+
+from datamodules.errors import DataError
+from datamodules.reading.samples import (
+    MAX_PIXELS,
+    Opened,
+    Samples,
+    deep_samples,
+    is_turning,
+    loaded,
+    opened,
+    png_depth,
+    read_bytes,
+    require_one_page,
+    require_pixels,
+)
+
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+class Reading(NamedTuple):
+    """How image files are read."""
+
+    image_range: tuple[float, float] | None = None
+    """Values of black and white in images of more than 8 bits a channel; None takes the range that
+    a file states, or that of 16 bits, or 0..1 for fractions."""
+    max_pixels: int = MAX_PIXELS
+    """Largest height x width of an image or mask."""
+
+
+USUAL = Reading()
+
+
+class Range(NamedTuple):
+    """The values of an image whose file does not state their range."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    full: float
+    """The value that is taken for white without an option; NaN where none can be assumed."""
+
+
+def read_image(path: Path, reduce: int = 1, reading: Reading = USUAL) -> NDArray[np.uint8]:
+    """Read an image file as RGB, turned as its EXIF orientation says.
+
+    Args:
+        path: The file. Values of more than 8 bits are scaled to 8 bits.
+        reduce: 1, 2, 4 or 8. A JPEG is decoded at 1/`reduce` of its size, which is faster and
+            averages the pixels; other files are decoded at their full size.
+        reading: Range of deep images, and largest size.
+
+    Returns:
+        (H, W, 3) uint8, or (ceil(H / reduce), ceil(W / reduce), 3) uint8 for a reduced JPEG.
+
+    Raises:
+        DataError: The file cannot be decoded to its end, holds several images or is too large, or
+            the range of its values is not known.
+    """
+    return decode_image(read_bytes(path), path, reduce, reading)
+
+
+def decode_image(
+    data: bytes, path: Path | str, reduce: int = 1, reading: Reading = USUAL
+) -> NDArray[np.uint8]:
+    """Decode the bytes of an image file as RGB, turned as its EXIF orientation says.
+
+    Args:
+        data: The bytes of the file.
+        path: Name of the file, for errors.
+        reduce: 1, 2, 4 or 8. A JPEG is decoded at 1/`reduce` of its size.
+        reading: Range of deep images, and largest size.
+
+    Returns:
+        (H, W, 3) uint8, or (ceil(H / reduce), ceil(W / reduce), 3) uint8 for a reduced JPEG.
+
+    Raises:
+        DataError: As `read_image` does.
+    """
+    if (fast := _decode_fast(data, path, reduce, reading.max_pixels)) is not None:
+        return fast
+    header = opened(data, path, reading.max_pixels)
+    require_one_page(header, path)
+    deep = deep_samples(data, header, path)
+    if deep is None:
+        return np.array(ImageOps.exif_transpose(loaded(header, path)).convert("RGB"))
+    grey_or_rgb = without_alpha(deep.array)
+    low, high = _range(grey_or_rgb, deep, path, reading)
+    # values -> 0..255
+    scaled = (grey_or_rgb.astype(np.float64) - low) * (255 / (high - low))
+    image = np.clip(scaled.round(), 0, 255).astype(np.uint8)
+    if header.inverted and header.bits > 8:
+        image = 255 - image
+    return np.ascontiguousarray(image if image.ndim == 3 else image[..., None].repeat(3, axis=2))
+
+
+def without_alpha(array: NDArray[Any]) -> NDArray[Any]:
+    """Return samples without their alpha channel: (H, W) or (H, W, 3)."""
+    if array.ndim == 2:
+        return array
+    return array[..., 0] if array.shape[2] < 3 else array[..., :3]
+
+
+def _range(
+    values: NDArray[Any], deep: Samples, path: Path | str, reading: Reading
+) -> tuple[float, float]:
+    """Return the values of black and white in an image."""
+    if not np.isfinite(values).all():
+        raise DataError(f"image {path} must hold finite numbers; it holds NaN or infinity")
+    if reading.image_range is not None and not (deep.full and deep.full <= 255):
+        return reading.image_range
+    if deep.full is not None:
+        return 0.0, deep.full
+    found = _found(values)
+    if math.isnan(found.full):
+        raise DataError(
+            f"image {path} must hold 0..255, 0..65535 in 16 bits, or fractions in 0..1; it holds "
+            f"{found.low:g}..{found.high:g} as {values.dtype}, whose black and white are not known",
+            option=f"image_range [{found.low:g},{found.high:g}]",
+        )
+    return 0.0, found.full
+
+
+def _found(values: NDArray[Any]) -> Range:
+    low, high = float(values.min()), float(values.max())
+    if values.dtype == np.uint16:
+        return Range(low, high, 65535.0)
+    fractions = values.dtype.kind == "f" and low >= 0 and high <= 1
+    return Range(low, high, 1.0 if fractions else math.nan)
+
+
+def unstated_range(path: Path, reading: Reading = USUAL) -> Range | None:
+    """Return the values of an image whose file does not state their range.
+
+    Returns:
+        The range; None for an image of 8 bits a channel, or whose file states its range.
+
+    Raises:
+        DataError: The file cannot be decoded.
+    """
+    deep = _deep(path, reading)
+    return None if deep is None or deep.full is not None else _found(without_alpha(deep.array))
+
+
+def unstated(data: bytes, path: Path | str) -> bool:
+    """Return whether an image has more than 8 bits a channel and does not state their range."""
+    header = opened(data, path)
+    deep = deep_samples(data, header, path) if is_deep(header, data) else None
+    return deep is not None and deep.full is None
+
+
+def stored_range(path: Path, reading: Reading = USUAL) -> tuple[float, float] | None:
+    """Return the smallest and the largest value of an image of more than 8 bits a channel.
+
+    Returns:
+        Both values; None for an image of 8 bits a channel.
+
+    Raises:
+        DataError: The file cannot be decoded.
+    """
+    deep = _deep(path, reading)
+    if deep is None:
+        return None
+    values = without_alpha(deep.array)
+    return float(values.min()), float(values.max())
+
+
+def _deep(path: Path, reading: Reading) -> Samples | None:
+    data = read_bytes(path)
+    header = opened(data, path, reading.max_pixels)
+    return deep_samples(data, header, path) if is_deep(header, data) else None
+
+
+def require_known_range(paths: Sequence[Path], reading: Reading) -> None:
+    """Raise an error for images that would be nearly black without the option `image_range`.
+
+    Args:
+        paths: Some images of a dataset.
+        reading: The range that the option states, and the largest size of a file.
+
+    Raises:
+        DataError: Files do not state what white is, and hold less than half of the range that is
+            taken then.
+    """
+    if reading.image_range is not None:
+        return
+    ranges = []
+    for path in paths:
+        with contextlib.suppress(DataError):  # reported where the image is read
+            ranges.append(unstated_range(path, reading))
+    known = [each for each in ranges if each is not None and not math.isnan(each.full)]
+    high = max((each.high for each in known), default=math.inf)
+    if known and high * 2 < (full := max(each.full for each in known)):
+        wanted = high if full == 1 else 2 ** max(1, int(high)).bit_length() - 1
+        raise DataError(
+            f"{len(known)} images hold values up to {high:g}, where 0..{full:g} is possible, and "
+            "their files do not say which value is white",
+            option=f"image_range [0,{wanted:g}]",
+        )
+
+
+def is_deep(header: Opened, data: bytes) -> bool:
+    """Return whether an image file has more than 8 bits a channel."""
+    if header.form == "PNG":
+        return png_depth(data) > 8
+    if header.form == "PPM":
+        return header.image is not None and header.image.mode in ("I", "F")
+    return header.bits > 8
+
+
+def _decode_fast(
+    data: bytes, path: Path | str, reduce: int, max_pixels: int
+) -> NDArray[np.uint8] | None:
+    """Decode a JPEG or PNG file with OpenCV, which takes half of Pillow's time.
+
+    Returns:
+        The image, or None for a file that the general way must decode or report.
+    """
+    try:
+        header = opened(data, path)
+    except DataError:  # raised again by the general way
+        return None
+    mode = None if header.image is None else header.image.mode
+    form = header.form
+    if is_turning(header.orientation) or mode not in ("RGB", "L") or form not in ("JPEG", "PNG"):
+        return None
+    # OpenCV fills the missing part of a JPEG up; Pillow reports a JPEG without its end
+    if form == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        return None
+    if form == "PNG" and (png_depth(data) > 8 or header.pages > 1):
+        return None
+    require_pixels(header.size, max_pixels, path)
+    flags = cv2.IMREAD_COLOR_RGB
+    if form == "JPEG" and reduce > 1:
+        flags = _REDUCED[reduce]
+    encoded = np.frombuffer(data, np.uint8)
+    try:
+        image: Any = cv2.imdecode(encoded, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # of images above OpenCV's own limit
+        return None
+    if image is not None and flags != cv2.IMREAD_COLOR_RGB:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    decoded: NDArray[np.uint8] | None = image
+    return decoded
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of the image that `read_image` returns, without decoding pixels.
+
+    Raises:
+        DataError: The file is no image.
+    """
+    header = opened(read_bytes(path), path)
+    height, width = header.size
+    return (width, height) if 5 <= header.orientation <= 8 else (height, width)  # by a quarter
+
+
+def is_turned(path: Path) -> bool:
+    """Return whether the EXIF orientation of a readable file turns or mirrors the image."""
+    return path.suffix != ".mat" and is_turning(opened(read_bytes(path), path).orientation)
