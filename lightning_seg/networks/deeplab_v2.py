@@ -21,7 +21,7 @@ class DeepLabV2(EncoderHead):
 
     The paper freezes batch norm and gives head weights 10 times and head biases 20 times the
     learning rate of the encoder. The methods of this project have options for this:
-    `freeze_batch_norm: encoder`, `backbone_lr_factor: 0.1` and `head_bias_lr_factor: 2`.
+    `freeze_batch_norm: pretrained`, `backbone_lr_factor: 0.1` and `head_bias_lr_factor: 2`.
 
     Args:
         num_classes: Number of classes C, which is the number of channels of the logits.

@@ -49,6 +49,7 @@ class TimmEncoder(nn.Module):
         reductions: Input pixels per pixel of each returned map.
         mean: Mean of the R, G and B of the input, in [0, 1], that the backbone was trained with.
         std: Standard deviation of the R, G and B of the input that the backbone was trained with.
+        pretrained: Whether the backbone starts from weights of the model hub or of `weights`.
         origin: A sentence on what was loaded from `weights`; None where nothing was.
         input_mode: `rgb` or `gray`, the images that the loaded weights were trained on; None where
             the file does not say.
@@ -81,6 +82,7 @@ class TimmEncoder(nn.Module):
                 option=("pretrained false", "weights null"),
             )
         self.name = name
+        self.pretrained = pretrained or weights is not None
         self.origin: str | None = None
         self.input_mode: InputMode | None = None
         self.model = _create(name, out_indices, output_stride, pretrained, options or {})

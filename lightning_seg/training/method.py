@@ -54,6 +54,8 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
             of norms.
         freeze_batch_norm: `encoder` or `all` batch norms keep their running statistics and
             normalise by them in training, too. Their scale and shift are still trained.
+            `pretrained` is `encoder` where the encoder starts from pretrained weights, and `none`
+            where its weights are random.
         input_mode: `rgb` shows the network images in colour, `gray` the mean of the channels,
             three times. None takes the mode that the encoder's weight file was trained in, and
             `rgb` without such a file.
@@ -84,7 +86,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         backbone_lr_factor: float = 1.0,
         head_bias_lr_factor: float = 1.0,
         decay_all: bool = True,
-        freeze_batch_norm: Literal["none", "encoder", "all"] = "none",
+        freeze_batch_norm: Literal["none", "encoder", "all", "pretrained"] = "none",
         input_mode: InputMode | None = None,
         channels_last: bool = False,
         compile_network: bool = False,
@@ -127,10 +129,10 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
             self.network.to(memory_format=torch.channels_last)
         if compile_network:
             self.network.compile()
-        if freeze_batch_norm == "encoder" and backbone_of(self.network) is None:
+        if freeze_batch_norm in ("encoder", "pretrained") and backbone_of(self.network) is None:
             raise SetupError(
-                f"freeze_batch_norm is encoder, but {type(self.network).__name__} has no `encoder` "
-                "or `backbone`",
+                f"freeze_batch_norm is {freeze_batch_norm}, but {type(self.network).__name__} has "
+                "no `encoder` or `backbone`",
                 option="freeze_batch_norm all",
             )
         self.train()
@@ -162,7 +164,9 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
     def train(self, mode: bool = True) -> MethodModule:
         """Switch between training and evaluation mode; frozen batch norms stay in the latter."""
         super().train(mode)
-        frozen = {"none": None, "encoder": backbone_of(self.network), "all": self.network}
+        encoder = backbone_of(self.network)
+        pretrained = encoder if getattr(encoder, "pretrained", False) else None
+        frozen = {"none": None, "encoder": encoder, "all": self.network, "pretrained": pretrained}
         part = frozen[self.freeze_batch_norm]
         for layer in part.modules() if part is not None else ():
             if isinstance(layer, _BatchNorm):
@@ -239,7 +243,12 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
                 f"the encoder was trained on {self._trained_input_mode()} images and now sees "
                 f"{self.input_mode} images"
             )
-        if self.freeze_batch_norm != "none":  # these layers are in evaluation mode on purpose
+        encoder = backbone_of(self.network)
+        if self.freeze_batch_norm == "pretrained" and not getattr(encoder, "pretrained", False):
+            rank_zero_info(
+                "batch norms are not frozen, because the encoder starts from random weights"
+            )
+        elif self.freeze_batch_norm != "none":  # these layers are in evaluation mode on purpose
             warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start")
 
     def on_train_start(self) -> None:

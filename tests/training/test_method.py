@@ -4,13 +4,15 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from small_runs import needs_compiler
+from places import ROOT
+from small_runs import SMALL_WORDS, needs_compiler
 from tiny import TinyNet
 from torch import nn
 
+import cli
 from datamodules import SyntheticScenesDataModule
 from lightning_seg import CrossEntropyModule, SetupError
-from lightning_seg.networks import LRASPP
+from lightning_seg.networks import LRASPP, TimmEncoder
 from lightning_seg.training.optimization import PolyLR
 
 
@@ -140,7 +142,14 @@ def test_the_optimizers_own_rate_is_kept_without_lr() -> None:
     assert [group["lr"] for group in ours.configure_optimizers()["optimizer"].param_groups] == [0.7]
 
 
-@pytest.mark.parametrize("option", [{"backbone_lr_factor": 0.1}, {"freeze_batch_norm": "encoder"}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"backbone_lr_factor": 0.1},
+        {"freeze_batch_norm": "encoder"},
+        {"freeze_batch_norm": "pretrained"},
+    ],
+)
 def test_a_backbone_option_without_a_backbone_is_told(option: dict) -> None:
     with pytest.raises(SetupError, match=r"no.*encoder"):
         module(nn.Conv2d(3, 8, 1), **option).configure_optimizers()["optimizer"]
@@ -154,6 +163,26 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, freeze: str, fro
     trainer(tmp_path, max_epochs=2).fit(ours, scenes())
     assert torch.equal(ours.network.encoder[1].running_mean, before) == frozen
     assert not torch.equal(ours.network.encoder[1].weight, scale)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_the_piece_of_deeplab_v2_freezes_batch_norms_of_pretrained_weights_only(
+    tmp_path: Path, weights: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["-c", f"{ROOT}/configs/network/deeplab_v2.yaml", *SMALL_WORDS[:-1]]
+    words += ["--model.network.encoder=test_resnet", "--model.network.uniform_dilation=false"]
+    words += ["--data.crop_size=64", f"--trainer.default_root_dir={tmp_path}"]
+    words += ["--trainer.max_steps=1", "--trainer.enable_checkpointing=false"]
+    if weights:
+        torch.save(TimmEncoder("test_resnet").bare.state_dict(), tmp_path / "encoder.pth")
+        words.append(f"--model.network.weights={tmp_path / 'encoder.pth'}")
+    caplog.set_level("INFO")
+    network = cli.main(["fit", *words]).model.network.train()
+    norms = [each for each in network.encoder.modules() if isinstance(each, nn.BatchNorm2d)]
+    seen = {int(each.num_batches_tracked) for each in norms}  # batches that changed the statistics
+    assert seen == ({0} if weights else {1})
+    line = "batch norms are not frozen, because the encoder starts from random weights"
+    assert caplog.messages.count(line) == (not weights)
 
 
 def test_poly_schedule_ends_at_zero_with_the_training(tmp_path: Path) -> None:
