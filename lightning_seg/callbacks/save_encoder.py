@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +28,7 @@ class SaveEncoder(Callback):
         written: The file, once it is there.
 
     Raises:
-        SetupError: A `path` is given and the network has no `TimmEncoder`.
+        SetupError: A `path` is given and cannot be written, or the network has no `TimmEncoder`.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -35,7 +36,9 @@ class SaveEncoder(Callback):
         self.written: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise before training where there is no encoder to write."""
+        """Raise before training where there is no encoder to write, or no place for it."""
+        if stage == "fit" and self.path is not None and trainer.is_global_zero:
+            _require_writable(Path(self.path))
         if stage == "fit" and self.path is not None and _encoder(pl_module) is None:
             raise SetupError(
                 f"{type(pl_module).__name__} has no TimmEncoder that could be written",
@@ -63,6 +66,20 @@ class SaveEncoder(Callback):
             save_encoder(path, content)
         self.written = path
         trainer.strategy.barrier("encoder")
+
+
+def _require_writable(path: Path) -> None:
+    """Raise `SetupError` where a file cannot be written, before a training has been spent on it."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SetupError(
+            f"the encoder's file {path} cannot be written: {error}", option="encoder_file.path"
+        ) from error
 
 
 def _encoder(module: LightningModule) -> TimmEncoder | None:

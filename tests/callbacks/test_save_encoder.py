@@ -123,3 +123,14 @@ def test_input_mode_comes_back_with_a_checkpoint_that_needs_no_weights(tmp_path)
     assert load().input_mode == "gray"
     with pytest.raises(SetupError, match="was trained on gray images, not on rgb"):
         load(input_mode="rgb")
+
+
+@pytest.mark.parametrize("where", ["folder", "file/below/a/file.pt"])
+def test_a_place_that_cannot_be_written_is_reported_before_training(where, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    module = CrossEntropyModule(FCN(3, "test_resnet"), num_classes=3)
+    saver = SaveEncoder(str(tmp_path / where))
+    trainer = quiet_trainer(tmp_path, callbacks=[saver], max_steps=1)
+    with pytest.raises(SetupError, match=r"cannot be written: .*option: encoder_file\.path="):
+        saver.setup(trainer, module, "fit")  # what Lightning calls before all else
