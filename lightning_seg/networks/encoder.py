@@ -40,8 +40,9 @@ class TimmEncoder(nn.Module):
         min_match: The smallest share, in [0, 1], of the encoder's tensors that the file must hold
             with the right shape (default chosen here).
         uniform_dilation: Give the first block of a dilated stage the dilation rate of the stage, as
-            DeepLab and PSPNet do in Caffe. False gives it the rate of the previous stage, as timm
-            and torchvision do. For ResNets only.
+            DeepLab and PSPNet do in Caffe, and torchvision in its MobileNets. False gives it the
+            rate of the previous stage, as timm does, and torchvision in its ResNets. For ResNets,
+            MobileNets and EfficientNets.
         options: Further keyword arguments of `timm.create_model`, such as `{pad_type: same}`.
 
     Attributes:
@@ -200,11 +201,15 @@ def _create(
 
 
 def _make_dilation_uniform(model: nn.Module, name: str) -> None:
-    """Give the first block of every stage of a ResNet the dilation of the second block."""
+    """Give the first block of every stage the dilation of the second block."""
     stages = [getattr(model, stage, None) for stage in ("layer1", "layer2", "layer3", "layer4")]
+    blocks = getattr(model, "blocks", None)  # of MobileNets and EfficientNets
+    if isinstance(blocks, nn.Sequential) and isinstance(blocks[0], nn.Sequential):
+        stages = [stage for stage in blocks if len(stage) > 1]  # type: ignore[arg-type]
     if not all(isinstance(stage, nn.Sequential) and len(stage) > 1 for stage in stages):
         raise SetupError(
-            f"uniform_dilation is for ResNets; encoder {name!r} has no layer1..layer4",
+            f"uniform_dilation is for ResNets, MobileNets and EfficientNets; encoder {name!r} has "
+            "neither layer1..layer4 nor blocks",
             option="uniform_dilation false",
         )
     for stage in stages:
@@ -214,7 +219,9 @@ def _make_dilation_uniform(model: nn.Module, name: str) -> None:
             like = second.get(key)
             if isinstance(conv, nn.Conv2d) and isinstance(like, nn.Conv2d):
                 conv.dilation = like.dilation
-                conv.padding = like.padding
+                if any(conv.padding):  # 0 where the padding is computed for each input
+                    rates = zip(conv.dilation, conv.kernel_size, strict=True)
+                    conv.padding = tuple(rate * (size - 1) // 2 for rate, size in rates)
 
 
 def _package_weights(name: str) -> WeightFile:

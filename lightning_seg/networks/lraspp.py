@@ -17,6 +17,13 @@ from lightning_seg.networks.encoder_head import EncoderHead
 class LRASPP(EncoderHead):
     """A mobile encoder with lite reduced atrous spatial pyramid pooling (the head of torchvision).
 
+    On a MobileNetV3 at output stride 16 this is torchvision's `lraspp_mobilenet_v3_large`: the
+    shallow map is the output of the first block of stride 8, and all blocks of the dilated stage
+    have its rate. With the weights and the batch norms' eps of torchvision (`options: {bn_eps:
+    0.001}`) the logits are equal. timm's weights were trained with eps 1e-5, the default here.
+    Encoders of other families give the output of the last block of stride 8, and give the first
+    block of a dilated stage the rate of the previous stage, as timm does.
+
     Args:
         num_classes: Number of classes C, which is the number of channels of the logits.
         encoder: Name of a timm model; its further options are those of `TimmEncoder`.
@@ -37,11 +44,31 @@ class LRASPP(EncoderHead):
         inter_channels: int = 128,
         **encoder_options: Any,
     ) -> None:
-        trunk = TimmEncoder(
-            encoder, out_indices=(-3, -1), output_stride=output_stride, **encoder_options
+        mobile = "mobilenetv3" in encoder
+        options = {"uniform_dilation": mobile, **encoder_options}
+        trunk = (_MobileNetV3 if mobile else TimmEncoder)(
+            encoder, out_indices=(-3, -1), output_stride=output_stride, **options
         )
         low, high = trunk.channels
         super().__init__(trunk, _LowHigh(low, high, num_classes, inter_channels))
+
+
+class _MobileNetV3(TimmEncoder):
+    """A MobileNetV3 whose shallow map comes from the first block of its stage, not from the last."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the map of the first block of stride 8, and the deepest map."""
+        model: Any = self.bare
+        low_stage = int(self.model.feature_info.module_name()[0].rpartition(".")[2])
+        # (B, 3, H, W) -> (B, C, H / 2, W / 2) -> ... -> (B, K, H / 16, W / 16)
+        features: Tensor = model.act1(model.bn1(model.conv_stem(image)))
+        maps: list[Tensor] = []
+        for number, stage in enumerate(model.blocks):
+            for place, block in enumerate(stage):
+                features = block(features)
+                if (number, place) == (low_stage, 0):
+                    maps.append(features)
+        return [*maps, features]
 
 
 class _LowHigh(LRASPPHead):  # type: ignore[misc]

@@ -220,6 +220,44 @@ def test_parameter_count_equals_the_library(network, reference):
         assert count(network(21)) == count(reference(num_classes=21))
 
 
+def test_lraspp_equals_torchvisions_with_its_weights() -> None:
+    """Both state dicts list the layers from the input to the output."""
+    torch.manual_seed(0)
+    reference = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21)
+    for layer in reference.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, std=0.1)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, std=0.1)
+    network = LRASPP(21, options={"bn_eps": 0.001})
+    tensors = zip(network.state_dict(), reference.state_dict().values(), strict=True)
+    network.load_state_dict(dict(tensors))
+    reference.eval()
+    for each in (network.eval(), copy.deepcopy(network)):
+        for size in ((64, 64), (97, 65), (33, 50), (160, 224)):
+            image = torch.randn(2, 3, *size)
+            with torch.no_grad():
+                assert torch.equal(each(image)["out"], reference(image)["out"]), size
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(32, (1, 1)), (16, (1, 2)), (8, (2, 4))])
+@pytest.mark.parametrize("encoder", ["mobilenetv3_small_050", "tf_mobilenetv3_large_100"])
+def test_lraspp_dilates_every_block_of_a_stage_alike(encoder, stride, rates) -> None:
+    network = LRASPP(3, encoder, output_stride=stride).eval()
+    found = [
+        {layer.dilation[0] for layer in stage.modules() if getattr(layer, "groups", 1) > 1}
+        for stage in network.encoder.bare.blocks
+    ]
+    dilated = [each for each in found if each]  # the last stage is a single pointwise convolution
+    assert dilated[-1] == {rates[1]}
+    assert dilated[-2] <= {1, rates[0]}
+    low, high = network.encoder(torch.zeros(1, 3, 64, 96))
+    assert low.shape[1:] == (network.encoder.channels[0], 8, 12)
+    assert high.shape[1:] == (network.encoder.channels[1], 64 // stride, 96 // stride)
+    assert network(torch.zeros(1, 3, 33, 50))["out"].shape == (1, 3, 33, 50)
+
+
 def test_hrnet_ocr_parameter_count_equals_the_authors_layers():
     with torch.device("meta"):
         network = HRNetOCR(19)
