@@ -76,8 +76,8 @@ class PatchMixer:
             [0, 1), rounded down, but at least one of two or more patches; 0 gives none.
         max_overlap: Share of a candidate's area in the image that the candidates kept before it
             may cover, in [0, 1].
-        legacy_overlap: True divides the covered area by the area of the first candidate, as the
-            authors' code does.
+        legacy_overlap: True divides the covered area by the area of the first candidate, its part
+            beyond the image included, as the authors' code does.
 
     Raises:
         DataError: An argument is out of its range.
@@ -230,7 +230,8 @@ def discard_covered(
         shape: Height and width of the image; pixels outside do not count.
         max_overlap: Largest share of a square's area that squares taken before may cover, in
             [0, 1].
-        legacy_overlap: True divides the covered area by the area of the first square.
+        legacy_overlap: True divides the covered area by the area of the first square, its part
+            beyond the image included.
 
     Returns:
         At most `wanted` squares: those within `max_overlap` in order, then, if these are too few,
@@ -250,8 +251,10 @@ def discard_covered(
     area = 0
     for square in candidates:
         part = covered[square.inside(shape)]
-        if area == 0 or not legacy_overlap:
+        if not legacy_overlap:
             area = part.size
+        elif area == 0:
+            area = square.side**2
         if cv2.countNonZero(part) > max_overlap * area:
             spare.append(square)
             continue

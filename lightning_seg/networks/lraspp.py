@@ -54,7 +54,7 @@ class LRASPP(EncoderHead):
 
 
 class _MobileNetV3(TimmEncoder):
-    """A MobileNetV3 whose shallow map comes from the first block of its stage, not from the last."""
+    """A MobileNetV3 whose shallow map comes from the first block of its stage, not the last."""
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the map of the first block of stride 8, and the deepest map."""

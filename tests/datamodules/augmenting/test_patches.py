@@ -308,8 +308,9 @@ def test_a_seed_decides_everything() -> None:
 
 
 def greedy(candidates, wanted, shape, max_overlap, legacy):
+    """The authors divide by side * side of the first candidate, wherever it lies."""
     kept, spare, union = [], [], set()
-    first = len(pixels(candidates[0], shape))
+    first = candidates[0].side * candidates[0].side
     for square in candidates:
         own = pixels(square, shape)
         if len(own & union) / (first if legacy else len(own)) > max_overlap:
@@ -344,6 +345,14 @@ def test_the_share_is_of_the_patchs_own_area_unless_legacy() -> None:
     assert discard_covered([large, small, apart], 2, (30, 30)) == [large, apart]
     legacy = discard_covered([large, small, apart], 2, (30, 30), legacy_overlap=True)
     assert legacy == [large, small]
+
+
+def test_legacy_overlap_counts_the_part_of_the_first_patch_beyond_the_image() -> None:
+    """Of the first one's 100 pixels 25 are in the image; 25 of them are 0.25 < 0.6 covered."""
+    corner, same, apart = Square(0, 0, 10), Square(0, 0, 10), Square(20, 20, 4)
+    assert discard_covered([corner, same, apart], 2, (30, 30)) == [corner, apart]
+    legacy = discard_covered([corner, same, apart], 2, (30, 30), legacy_overlap=True)
+    assert legacy == [corner, same]
 
 
 def test_only_what_is_more_than_the_limit_is_discarded() -> None:
