@@ -45,7 +45,7 @@ class FolderDataModule(SegmentationDataModule):
             file with them: lines `name,r,g,b`, CVAT's `labelmap.txt`, `.json` or `.yaml`. A file
             may name stored values instead of colours, as Roboflow's `_classes.csv` does.
         class_names: One name per class, in class order. None takes the names of the `color_map`,
-            or `class_0` and so on.
+            or `class_0` and so on. A name that YAML reads as true or false needs quotes.
         void: Stored values that mean "not labelled", or names of entries of the `color_map` that
             do. None takes 255 where that is no class, and nothing with a `color_map`; of two
             classes, a mask of 0 and 255 alone is then an error, because 255 may be a class.
@@ -75,7 +75,7 @@ class FolderDataModule(SegmentationDataModule):
         num_classes: int | None = None,
         mask_values: list[int] | None = None,
         color_map: dict[str, list[int]] | str | None = None,
-        class_names: list[str] | None = None,
+        class_names: list[str | bool] | None = None,
         void: list[int | str] | None = None,
         unknown_values: UnknownValues = "error",
         images: str = "images",
@@ -190,7 +190,7 @@ class FolderDataModule(SegmentationDataModule):
         self,
         num_classes: int | None,
         mask_values: list[int] | None,
-        class_names: list[str] | None,
+        class_names: Sequence[object] | None,
     ) -> list[int]:
         """Return the stored value of every class."""
         if mask_values is not None:

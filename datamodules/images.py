@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.augmenting.steps import Augmentation, StrongView
@@ -24,7 +25,7 @@ from datamodules.loading.shards import UnlabeledShards
 from datamodules.loading.streams import Examples, Loaders, Rank, follow
 from datamodules.reading.cache import DecodedCache
 from datamodules.reading.color_maps import class_names
-from datamodules.reading.decoding import Reading, image_size, require_known_range
+from datamodules.reading.decoding import Reading, image_size, require_known_range, unstated_ranges
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.samples import MAX_PIXELS
 from datamodules.reading.sources import FileSource, Source, configure, files, spread
@@ -195,7 +196,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
             DataError: An example cannot be used and `on_bad_sample` is `raise`, or it is not known
                 which value is white in images of more than 8 bits a channel.
         """
-        require_known_range(spread(files(source), 8), self.reading)
+        require_known_range(unstated_ranges(spread(files(source), 8), self.reading))
         seen: set[int] = set()
         for index in spread(range(len(source)), 8):
             try:
@@ -225,11 +226,21 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
             self._sources[split] = self._probed(split)
         if stage == "predict" and "predict" not in self._sources:
             source = self.configured(self.predict_source())
-            require_known_range(spread(files(source), 8), self.reading)
+            self._require_range_to_predict(source)
             self._sources["predict"] = source
         for name, source in self._sources.items():
             if len(source) == 0 and name not in self.may_be_empty:
                 raise DataError(f"split {name!r} of {type(self).__name__} has no images")
+
+    def _require_range_to_predict(self, source: Source) -> None:
+        """Raise an error where no image has a known range; warn where some images have none."""
+        ranges = unstated_ranges(spread(files(source), 8), self.reading)
+        try:
+            require_known_range(ranges)
+        except DataError as error:
+            if None not in ranges:
+                raise
+            rank_zero_warn(str(error))
 
     def _setup_training(self) -> None:
         self._sources["train"] = self._probed("train")

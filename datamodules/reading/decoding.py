@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,9 +132,9 @@ def _range(
     found = _found(values)
     if math.isnan(found.full):
         raise DataError(
-            f"image {path} must hold 0..255, 0..65535 in 16 bits, or fractions in 0..1; it holds "
-            f"{found.low:g}..{found.high:g} as {values.dtype}, whose black and white are not known",
-            option=f"image_range [{found.low:g},{found.high:g}]",
+            f"image {path} holds {found.low:g}..{found.high:g} as {values.dtype}, and the file "
+            "does not say which values are black and white",
+            option=f"image_range {_suggested(found.low, found.high)}",
         )
     return 0.0, found.full
 
@@ -189,32 +189,52 @@ def _deep(path: Path, reading: Reading) -> Samples | None:
     return deep_samples(data, header, path) if is_deep(header, data) else None
 
 
-def require_known_range(paths: Sequence[Path], reading: Reading) -> None:
-    """Raise an error for images that would be nearly black without the option `image_range`.
+def unstated_ranges(paths: Iterable[Path], reading: Reading) -> list[Range | None]:
+    """Return `unstated_range` of every image that can be read; nothing where an option states it.
 
     Args:
         paths: Some images of a dataset.
         reading: The range that the option states, and the largest size of a file.
+    """
+    ranges: list[Range | None] = []
+    for path in paths if reading.image_range is None else ():
+        with contextlib.suppress(DataError):  # reported where the image is read
+            ranges.append(unstated_range(path, reading))
+    return ranges
+
+
+def require_known_range(ranges: Iterable[Range | None]) -> None:
+    """Raise an error for images that would be nearly black without the option `image_range`.
+
+    Args:
+        ranges: The result of `unstated_ranges`.
 
     Raises:
         DataError: Files do not state what white is, and hold less than half of the range that is
             taken then.
     """
-    if reading.image_range is not None:
-        return
-    ranges = []
-    for path in paths:
-        with contextlib.suppress(DataError):  # reported where the image is read
-            ranges.append(unstated_range(path, reading))
+    # an image whose file says nothing at all is refused where it is read
     known = [each for each in ranges if each is not None and not math.isnan(each.full)]
-    high = max((each.high for each in known), default=math.inf)
-    if known and high * 2 < (full := max(each.full for each in known)):
-        wanted = high if full == 1 else 2 ** max(1, int(high)).bit_length() - 1
+    if not known:
+        return
+    low, high = min(each.low for each in known), max(each.high for each in known)
+    full = max(each.full for each in known)
+    if high * 2 < full:
         raise DataError(
-            f"{len(known)} images hold values up to {high:g}, where 0..{full:g} is possible, and "
-            "their files do not say which value is white",
-            option=f"image_range [0,{wanted:g}]",
+            f"{len(known)} images hold values of {low:g}..{high:g}, where 0..{full:g} is possible, "
+            "and their files do not say which value is white",
+            option=f"image_range {_suggested(low, high)}",
         )
+
+
+def _suggested(low: float, high: float) -> str:
+    """Return the range that values most likely have, as an option shows it."""
+    if low < 0:
+        return f"[{low:g},{high:g}]"
+    if high > 1:
+        return f"[0,{2 ** max(8, math.ceil(high).bit_length()) - 1}]"
+    step = 10.0 ** (math.floor(math.log10(high)) - 1) if high > 0 else 1.0
+    return f"[0,{math.ceil(round(high / step, 6)) * step:g}]"
 
 
 def is_deep(header: Opened, data: bytes) -> bool:

@@ -106,7 +106,7 @@ def _save(picture: Image.Image, path: Path, **options: Any) -> None:
         raise SetupError(f"an image's id leads out of the output folder: {path}")
     kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
     if len(os.fsencode(path.name)) > _LONGEST:
-        digest = sha256(path.name.encode()).hexdigest()[:8]
+        digest = sha256(path.stem.encode()).hexdigest()[:8]
         kept = path.stem.encode()[: _LONGEST - 16].decode(errors="ignore")
         path = path.with_name(f"{kept}-{digest}{path.suffix}")
     with write_whole(path) as part:

@@ -498,10 +498,12 @@ def test_a_batch_of_validation_images_of_several_sizes_is_a_defect(write_dataset
     [
         ((0, 4095), np.uint16, "image_range=[0,4095]"),
         ((3, 1000), np.uint16, "image_range=[0,1023]"),
+        ((0, 200), np.int32, "image_range=[0,255]"),
         ((0, 16383), np.uint16, "image_range=[0,16383]"),
         ((0, 0.001), np.float32, "image_range=[0,0.001]"),
-        ((0, 255), np.float32, "image_range=["),
-        ((-1000, 3000), np.int16, "image_range=["),
+        ((0, 255), np.float32, "image_range=[0,255]"),
+        ((0, 200.5), np.float32, "image_range=[0,255]"),
+        ((-1000, 3000), np.int16, "image_range=[-1000,3000]"),
     ],
 )
 def test_images_of_an_unknown_range_are_refused_until_it_is_stated(

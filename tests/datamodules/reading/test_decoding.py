@@ -282,7 +282,7 @@ def test_the_values_of_a_file_without_a_range_are_measured(tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", ["int16.tif", "int32.tif", "float.tif", "float_rgb.tif"])
 def test_without_a_known_range_the_error_names_the_option(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"0\.\.4095 as .*\(option: image_range=\[0,4095\]\)"):
+    with pytest.raises(DataError, match=r"holds 0\.\.4095 as .*\(option: image_range=\[0,4095\]\)"):
         read_image(written(tmp_path, name, DEEP[name]))
 
 
