@@ -320,6 +320,7 @@ def test_wandb_offline_gets_metrics_and_the_whole_configuration(
             [LRASPP_NAMED, "--model.network.encodr=x"],
             ["'encodr' is not accepted", "did you mean encoder"],
         ),
+        (["--model.network.encoder=resnet18"], ["'encoder' is not accepted", "name a class first"]),
         (["--trainer.max_epochs=abc"], ["trainer.max_epochs", "int", "abc"]),
         (["--model.network=lightning_seg.networks.Nothing"], ["has no attribute 'Nothing'"]),
         (["-c", "nowhere.yaml"], ["nowhere.yaml"]),

@@ -70,8 +70,10 @@ def explain(message: str, words: Sequence[str]) -> str:
     accepted = _options_of(owners[-1]) if owners else list(inspect.signature(Trainer).parameters)
     if near := difflib.get_close_matches(key, accepted, n=2):
         kept.append(f"did you mean {' or '.join(near)}?")
-    elif owners:
+    elif owners and accepted:
         kept.append(f"{owners[-1]} accepts {', '.join(accepted)}")
+    elif owners:  # a base class, because nobody has named another one
+        kept.append("name a class first, by a piece such as configs/network/lraspp.yaml or a flag")
     kept += [f"it stands in {place}" for place in _find(key, words)]
     return "\n  ".join(kept)
 
