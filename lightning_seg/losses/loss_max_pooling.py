@@ -15,8 +15,9 @@ S. Rota Bulo, G. Neuhold, P. Kontschieder: Loss Max-Pooling for Semantic Image S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -204,7 +205,8 @@ class LossMaxPooling(nn.Module):
 
     Args:
         p: Norm that bounds the weights, in [1, inf]. A smaller p concentrates the weight on fewer
-            pixels; inf gives the plain mean. The paper illustrates 1.7.
+            pixels; inf gives the plain mean, also as the string `inf`, which YAML reads as no
+            number. The paper illustrates 1.7.
         ratio: Smallest share m / n of the pixels that get weight, in (0, 1]; 1 gives the plain
             mean. The default is that of the implementation mpl.pytorch.
         ignore_index: The class id of pixels to leave out.
@@ -236,7 +238,7 @@ class LossMaxPooling(nn.Module):
 
     def __init__(
         self,
-        p: float = 1.7,
+        p: float | Literal["inf"] = 1.7,
         ratio: float = 0.3,
         ignore_index: int = 255,
         per_image: bool = True,
@@ -245,8 +247,8 @@ class LossMaxPooling(nn.Module):
         across_ranks: bool = False,
     ) -> None:
         super().__init__()
-        _require(p, ratio, across_ranks and per_image, label_smoothing)
-        self.p = p
+        self.p = math.inf if p == "inf" else p
+        _require(self.p, ratio, across_ranks and per_image, label_smoothing)
         self.ratio = ratio
         self.ignore_index = ignore_index
         self.per_image = per_image

@@ -22,8 +22,9 @@ has neither normalisation nor margin, and A can raise it without end:
 Differences from the authors' code: void labels are masked, and means are over the other places
 (`reference_mean: true` divides by all places, as the authors do); A and R share one optimizer
 instead of two with equal settings, which makes no difference for SGD; every batch updates each
-player once. The authors train with the matching loss alone (`lambda_pixel: 0`) and have the pixel
-loss as an option.
+player once; the decoder resizes with half-pixel centres, where TensorFlow 1 aligned the top left
+corners, which changes the reconstruction and no feature. The authors train with the matching loss
+alone (`lambda_pixel: 0`) and have the pixel loss as an option.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class ASMLModule(TwoPlayerModule):
             weight falls to a tenth at iteration T.
         lambda_rec: Weight of the reconstruction of the labels by the analyzer, at least 0.
         order: `analyzer_first` steps the analyzer, and then the segmenter against the new analyzer,
-            as the authors do. `simultaneous` steps each player against the other one as it was,
+            as the authors do. With `accumulate_grad_batches` above 1 the analyzer steps at the last
+            batch of an iteration, so that the batches before it are matched against the analyzer
+            as it was. `simultaneous` steps each player against the other one as it was,
             which saves one analysis of the labels and one backward pass.
         mode: `hinge` is the objective of the authors' code, `literal` the one printed in the paper.
         margin: Squared distance of two normalised features from which the hinge is 0, in (0, 4].

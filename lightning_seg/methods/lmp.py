@@ -21,7 +21,7 @@ every auxiliary head is pooled separately. The paper's sampling of rare classes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class LMPModule(SegmentationModule):
         network: Callable[[int], nn.Module] | None = None,
         *,
         num_classes: int,
-        p: float = 1.7,
+        p: float | Literal["inf"] = 1.7,
         ratio: float = 0.3,
         per_image: bool = True,
         across_ranks: bool = False,

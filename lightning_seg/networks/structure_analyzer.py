@@ -26,6 +26,11 @@ class StructureAnalyzer(nn.Module):
     keeps the features descriptive of maps. Channels and initialisation are those of the authors'
     code, 990,629 parameters for 21 channels.
 
+    The decoder resizes with half-pixel centres (`align_corners=False`). `resize_bilinear` of
+    TensorFlow 1, in the authors' code, reads the value of output pixel i at i h / H of the input,
+    half a pixel of the input minus half a pixel of the output away. The features of the taps do not
+    depend on it.
+
     Args:
         channels: Channels of a map: C for classes, 1 for depth, 3 for normals.
         taps: Encoder blocks whose features are compared: rising numbers from 1 to the number of

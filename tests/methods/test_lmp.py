@@ -226,9 +226,10 @@ def test_the_command_trains_and_its_checkpoint_loads_back(tmp_path) -> None:
     cli.main(["validate", *words, f"--ckpt_path={path}"])
 
 
-def test_an_infinite_norm_goes_through_the_command_and_a_checkpoint(tmp_path) -> None:
+@pytest.mark.parametrize("word", ["inf", ".inf"])
+def test_an_infinite_norm_goes_through_the_command_and_a_checkpoint(tmp_path, word) -> None:
     words = [*WORDS, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=1"]
-    cli.main(["fit", *words, "--model.p=.inf"])
+    cli.main(["fit", *words, f"--model.p={word}"])
     (path,) = tmp_path.rglob("*.ckpt")
     assert LMPModule.load_from_checkpoint(path, weights_only=True).loss.p == math.inf
 
@@ -240,3 +241,9 @@ def test_a_python_made_checkpoint_loads_back(tmp_path) -> None:
     )
     assert (again.loss.p, again.loss.ratio, again.loss.per_image) == (1.4, 0.2, False)
     assert all(torch.equal(v, ours.state_dict()[k]) for k, v in again.state_dict().items())
+
+
+def test_the_loss_in_another_method_takes_inf_too(tmp_path) -> None:
+    words = [*SMALL_WORDS, "--model=CPGModule", "--model.pixel_loss=LossMaxPooling"]
+    words += ["--model.pixel_loss.p=inf", f"--trainer.default_root_dir={tmp_path}"]
+    assert cli.main(["fit", *words, "--trainer.max_steps=1"]).model.loss.p == math.inf
