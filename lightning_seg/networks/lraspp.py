@@ -30,6 +30,8 @@ class LRASPP(EncoderHead):
         output_stride: Input pixels per pixel of the deepest feature map: 8, 16 or 32. A smaller
             stride gives finer logits for more memory and time.
         inter_channels: Channels of the head, at least 1.
+        uniform_dilation: Give the first block of a dilated stage the dilation rate of the stage;
+            None does so for MobileNetV3 alone.
         encoder_options: Further keyword arguments of `TimmEncoder`.
 
     Shape:
@@ -42,13 +44,20 @@ class LRASPP(EncoderHead):
         encoder: str = "mobilenetv3_large_100.ra_in1k",
         output_stride: int = 16,
         inter_channels: int = 128,
+        uniform_dilation: bool | None = None,
         **encoder_options: Any,
     ) -> None:
         mobile = "mobilenetv3" in encoder
-        options = {"uniform_dilation": mobile, **encoder_options}
-        trunk = (_MobileNetV3 if mobile else TimmEncoder)(
-            encoder, out_indices=(-3, -1), output_stride=output_stride, **options
-        )
+        uniform = mobile if uniform_dilation is None else uniform_dilation
+        # two calls: the command reads the options of the encoder from them
+        if mobile:
+            trunk: TimmEncoder = _MobileNetV3(
+                encoder, (-3, -1), output_stride, uniform_dilation=uniform, **encoder_options
+            )
+        else:
+            trunk = TimmEncoder(
+                encoder, (-3, -1), output_stride, uniform_dilation=uniform, **encoder_options
+            )
         low, high = trunk.channels
         super().__init__(trunk, _LowHigh(low, high, num_classes, inter_channels))
 
