@@ -85,7 +85,9 @@ class StopOnSignal(Callback):
         """End the training where it has been asked for, after the same batch in all processes."""
         self._batches += 1
         stop_at = self._stop_at()
-        if stop_at is not None and self._batches >= stop_at:
+        # after the last batch of an epoch a checkpoint would skip the validation that follows
+        waits = trainer.is_last_batch and world_size() == 1
+        if stop_at is not None and self._batches >= stop_at and not waits:
             raise SIGTERMException
 
     def on_validation_batch_end(self, *args: Any) -> None:

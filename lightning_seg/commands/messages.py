@@ -23,6 +23,8 @@ from lightning_seg.errors import UserError
 
 # Lightning's own use of torch's pytree, which it warns of on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+# a run that would overwrite another one's checkpoints is refused
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
 def _of_concern(record: logging.LogRecord) -> bool:

@@ -61,9 +61,8 @@ def failures(trainer: Trainer) -> str | None:
 
 
 def ending_signal(trainer: Trainer) -> int:
-    """Return the number of the signal that has ended a run."""
-    # in another process, the one that was asked has ended this one
-    return _callback(trainer, StopOnSignal).signal or signal.SIGTERM
+    """Return the number of the signal that asked this process to end; 0 where none did."""
+    return _callback(trainer, StopOnSignal).signal
 
 
 def resume_line(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
@@ -74,7 +73,8 @@ def resume_line(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         trainer: The Trainer that ran it.
         words: The command line after the verb.
     """
-    line = f"ended by {signal.Signals(ending_signal(trainer)).name}"
+    # where none asked this process, SIGTERM has asked another one
+    line = f"ended by {signal.Signals(ending_signal(trainer) or signal.SIGTERM).name}"
     if verb != "fit":
         return f"{line}; to repeat it: {_command(verb, words)}"
     line += f" after {trainer.global_step} steps"

@@ -95,8 +95,10 @@ class SegmentationCLI(LightningCLI):
                 raise
             rank_zero_info(resume_line(subcommand, self.trainer, self._words[1:]))
             number = signal.SIGINT if interrupted else ending_signal(self.trainer)
-            raise SystemExit(128 + number) from stop
+            raise SystemExit(128 + (number or signal.SIGTERM)) from stop
         rank_zero_info(next_step(subcommand, self.trainer, self._words[1:]))
+        if number := ending_signal(self.trainer):  # at the very end: what follows is not to start
+            raise SystemExit(128 + number)
         if subcommand == "predict" and (failed := failures(self.trainer)):
             rank_zero_info(failed)
             if getattr(self.datamodule, "on_bad_sample", "raise") != "skip":

@@ -53,6 +53,20 @@ def test_a_training_writes_a_checkpoint_and_goes_on_to_the_same_result(
         assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("batch", [6, 12])
+def test_a_signal_in_the_last_batch_of_an_epoch_skips_no_validation(
+    batch: int, words: list[str], tmp_path: Path
+) -> None:
+    """Batch 6 ends the first epoch: the run ends in the validation. Batch 12 ends the training."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *words, *KEEP, *send(signal.SIGTERM, batch)])
+    assert stop.value.code == 143
+    if batch == 6:
+        resumed = cli.main(["fit", *words, "--ckpt_path=last"])
+        assert resumed.trainer.global_step == 12
+        assert "val/miou" in resumed.trainer.callback_metrics
+
+
 @pytest.mark.parametrize(("verb", "hook"), [("predict", "predict"), ("test", "test")])
 def test_other_verbs_end_too(verb: str, hook: str, words: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
