@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_seg.callbacks import ON_EVERY_RUN
+from lightning_seg.callbacks.metrics_file import keep_rows
 from lightning_seg.commands.checkpoint_path import checkpoint_path
 from lightning_seg.commands.next_step import ending_signal, failures, next_step, resume_line
 from lightning_seg.commands.parser import forget_pretraining
@@ -77,6 +78,8 @@ class SegmentationCLI(LightningCLI):
             "return_predictions": bool(options.get("return_predictions")),
             "ckpt_path": checkpoint_path(subcommand, options.get("ckpt_path"), self.trainer),
         }
+        if subcommand == "fit" and changes["ckpt_path"] is not None:
+            keep_rows(self.trainer)
         return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
 
     def _run_subcommand(self, subcommand: str) -> None:

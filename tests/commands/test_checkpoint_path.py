@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,18 @@ def test_a_start_that_fails_leaves_the_configuration_of_the_earlier_run(
     with pytest.raises(SetupError, match="another network or method"):
         fit(words, *other)
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_a_resumed_training_keeps_the_rows_of_its_metrics(words: list[str], tmp_path: Path) -> None:
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"]
+    logger += ["--trainer.logger.version=0", "--trainer.log_every_n_steps=1"]
+    words = [word for word in words if not word.startswith("--trainer.logger")]
+
+    def steps() -> list[int]:
+        with next(tmp_path.rglob("metrics.csv")).open() as file:
+            return [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+    fit(words, *logger)
+    assert steps() == [0, 1]
+    fit(words, *logger, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert steps() == [0, 1, 2, 3]
