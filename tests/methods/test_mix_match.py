@@ -107,6 +107,24 @@ def test_steps_follow_the_equation(tmp_path, flatten, sampler):
         assert (row["train/classes"], row["train/singleton_share"]) == (4, 0.25)
 
 
+@pytest.mark.parametrize("sampler", ["graph", "random"])
+@pytest.mark.parametrize(
+    ("batches", "trainer"),
+    [
+        (1, {"max_epochs": 6}),  # the number of the batch stays 0
+        (6, {"max_epochs": 1, "accumulate_grad_batches": 6}),  # the number of the step stays 0
+    ],
+)
+def test_the_triplets_of_a_batch_change_from_step_to_step(tmp_path, sampler, batches, trainer):
+    ours = module(sampler=sampler, lr=0.0)
+    drawn, sample = [], ours.sample
+    ours.sample = lambda *args: drawn.append(sample(*args)) or drawn[-1]
+    same = DataLoader([patches([0] * 4 + [1] * 4)] * batches, batch_size=None)
+    quiet_trainer(tmp_path, limit_val_batches=0, **trainer).fit(ours, same, same)
+    assert len(drawn) == 6
+    assert len({tuple(each.indices.flatten().tolist()) for each in drawn}) == 6
+
+
 def test_the_step_is_that_of_autograd_on_the_equation(tmp_path):
     batch = patches([0, 0, 1, 1, 2, 2])
     ours = module()

@@ -217,6 +217,32 @@ def test_a_poly_schedule_needs_an_end(tmp_path: Path) -> None:
         trainer(tmp_path, max_epochs=-1).fit(ours, scenes())
 
 
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_the_loss_of_an_evaluation_is_the_mean_over_all_labelled_pixels(
+    tmp_path: Path, verb: str
+) -> None:
+    """Batches of 2, 1 and 1 images with 500, 7 and no labelled pixels."""
+    torch.manual_seed(3)
+    batches = []
+    for images, labelled in ((2, 500), (1, 7), (1, 0)):
+        mask = torch.full((images, 24, 32), 255)
+        mask.view(-1)[:labelled] = torch.randint(8, (labelled,))
+        image = torch.randint(256, (images, 3, 24, 32), dtype=torch.uint8)
+        batches.append({"image": image, "mask": mask, "id": ["a"] * images})
+    ours = module()
+    run = trainer(tmp_path)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    (logged,) = getattr(run, verb)(ours, loader, verbose=False)
+    ours.eval()
+    with torch.no_grad():
+        total = sum(
+            F.cross_entropy(ours(each["image"]), each["mask"], ignore_index=255, reduction="sum")
+            for each in batches
+        )
+    name = {"validate": "val/loss", "test": "test/loss"}[verb]
+    assert logged[name] == pytest.approx(total.item() / 507, rel=1e-5)
+
+
 def test_validation_scores_are_those_of_the_predictions(tmp_path: Path) -> None:
     data = scenes()
     ours = module(class_names=data.class_names)

@@ -75,6 +75,27 @@ def test_the_state_holds_the_weights() -> None:
     assert list(first) == list(second)
 
 
+def test_a_resume_within_an_epoch_keeps_weights_that_wait_for_the_next_one() -> None:
+    """A validation within epoch 1 weighs the classes; the run is cut off four keys later."""
+    whole = ClassSampler(range(5), PRESENCE, seed=0, length=30)
+    whole.begin(1)
+    running = iter(whole)
+    first = [next(running) for _ in range(4)]
+    whole.weigh([0, 0, 1, 0])  # the last image alone
+    state = whole.state_dict()
+    rest = list(running)
+    whole.begin(2)
+    assert {key.number for key in whole} == {4}
+    assert {key.number for key in rest} > {4}
+
+    resumed = ClassSampler(range(5), PRESENCE, seed=0, length=30)
+    resumed.load_state_dict(state)
+    resumed.begin(1, skip=len(first))
+    assert list(resumed) == rest
+    resumed.begin(2)
+    assert {key.number for key in resumed} == {4}
+
+
 def scenes(tmp_path: Path, **options: object) -> SyntheticScenesDataModule:
     return SyntheticScenesDataModule(
         train_size=24,
