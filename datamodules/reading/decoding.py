@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageOps
 
 from datamodules.errors import DataError
 from datamodules.reading.samples import (
@@ -101,7 +100,7 @@ def decode_image(
     require_one_page(header, path)
     deep = deep_samples(data, header, path)
     if deep is None:
-        return np.array(ImageOps.exif_transpose(loaded(header, path)).convert("RGB"))
+        return np.array(loaded(header, path).convert("RGB"))
     grey_or_rgb = without_alpha(deep.array)
     low, high = _range(grey_or_rgb, deep, path, reading)
     # values -> 0..255
@@ -167,20 +166,24 @@ def unstated(data: bytes, path: Path | str) -> bool:
     return deep is not None and deep.full is None
 
 
-def stored_range(path: Path, reading: Reading = USUAL) -> tuple[float, float] | None:
-    """Return the smallest and the largest value of an image of more than 8 bits a channel.
+def stored_facts(path: Path, reading: Reading = USUAL) -> tuple[bool, tuple[float, float] | None]:
+    """Return whether EXIF data turn an image, and its range where it is deep.
 
     Returns:
-        Both values; None for an image of 8 bits a channel.
+        The first is True where the image is turned or mirrored. The second is the smallest and the
+        largest value of an image of more than 8 bits a channel, and None for other images.
 
     Raises:
         DataError: The file cannot be decoded.
     """
-    deep = _deep(path, reading)
+    data = read_bytes(path)
+    header = opened(data, path, reading.max_pixels)
+    turns = is_turning(header.orientation)
+    deep = deep_samples(data, header, path) if is_deep(header, data) else None
     if deep is None:
-        return None
+        return turns, None
     values = without_alpha(deep.array)
-    return float(values.min()), float(values.max())
+    return turns, (float(values.min()), float(values.max()))
 
 
 def _deep(path: Path, reading: Reading) -> Samples | None:

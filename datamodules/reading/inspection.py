@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from datamodules.errors import DataError, some
-from datamodules.reading.decoding import USUAL, Reading, is_turned, stored_range
+from datamodules.reading.decoding import USUAL, Reading, stored_facts
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import Example, FileSource, Source, files
 
@@ -72,14 +72,14 @@ class Inspection(Dataset[Finding]):
             return finding if image is None else _with_image(finding, image)
         finding = _with_image(Finding(name), example.image)
         if self.files:
-            finding = self._with_depth(finding, self.files[index])
-            if is_turned(self.files[index]):
-                finding = finding._replace(remarks=(*finding.remarks, "turned"))
+            finding = self._with_facts(finding, self.files[index])
         return finding if example.mask is None else self._with_mask(finding, example, example.mask)
 
-    def _with_depth(self, finding: Finding, path: Path) -> Finding:
-        """Add the range of an image of more than 8 bits a channel, and a digest of the file."""
-        deep = stored_range(path, self.reading)
+    def _with_facts(self, finding: Finding, path: Path) -> Finding:
+        """Add the range of an image of more than 8 bits a channel, and whether it is turned."""
+        turned, deep = stored_facts(path, self.reading)
+        if turned:
+            finding = finding._replace(remarks=(*finding.remarks, "turned"))
         if deep is None:
             return finding
         # in 8 bits, dark images are equal that are not equal in the file

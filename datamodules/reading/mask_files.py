@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from datamodules.errors import DataError, OptionError
 from datamodules.reading.decoding import without_alpha
@@ -55,7 +55,7 @@ def read_mask(
         # few grey levels have the colours that viewers show
         level = 255 // int(deep.full) if deep.full is not None and deep.full < 255 else 1
         return _as_color(values * np.uint8(level), path) if as_color else _one(values)
-    image = ImageOps.exif_transpose(loaded(header, path))
+    image = loaded(header, path)
     if as_color:
         return _palette(image) if image.mode in ("P", "PA") else np.array(image.convert("RGB"))
     array = np.asarray(image)
@@ -65,7 +65,7 @@ def read_mask(
         # writers of GIF number the colours anew, so that grey values are the stored values
         used = _palette(image)
         return used[..., 0] if (used == used[..., :1]).all() else np.array(array)
-    return np.array(array) if array.ndim == 2 else _one(np.array(without_alpha(array)))
+    return array if array.ndim == 2 else _one(without_alpha(array))
 
 
 def _require_plain(header: Opened, data: bytes, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from datamodules.errors import DataError
 
@@ -182,7 +182,7 @@ def deep_samples(data: bytes, header: Opened, path: Path | str) -> Samples | Non
 
 
 def loaded(header: Opened, path: Path | str) -> Image.Image:
-    """Decode the pixels of an opened file with Pillow.
+    """Decode the pixels of an opened file with Pillow, turned as its EXIF orientation says.
 
     Raises:
         DataError: The file cannot be decoded to its end.
@@ -192,7 +192,8 @@ def loaded(header: Opened, path: Path | str) -> Image.Image:
         header.image.load()
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, struct.error, ...
         raise undecodable(path, error) from error
-    return header.image
+    # Pillow turns a TIFF by itself, and then finds no orientation
+    return ImageOps.exif_transpose(header.image) if header.orientation > 1 else header.image
 
 
 def turned(array: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -216,7 +217,7 @@ def _png(data: bytes, header: Opened, path: Path | str) -> Samples | None:
     if depth in (2, 4) and color_type == 0:
         # Pillow multiplies the samples by 85 or 17
         grey = np.asarray(loaded(header, path).convert("L")) // (255 // (2**depth - 1))
-        return Samples(turned(grey, header.orientation), 2**depth - 1)
+        return Samples(grey, 2**depth - 1)
     if depth < 16:
         return None
     return Samples(turned(_by_opencv(data, path), header.orientation), None)
