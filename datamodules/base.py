@@ -181,22 +181,22 @@ class SegmentationDataModule(ImageDataModule, ABC):
             DataError: The examples cannot be found or used, a split is empty, or `patches` does
                 not fit the classes or the stage.
         """
-        if self.patches is not None:
-            self._check_patches(self.patches, stage)
+        if self.patches is not None and stage == "predict":
+            raise DataError(
+                "patches are for training an encoder, but images are predicted",
+                option="patches null",
+            )
         super().setup(stage)
 
-    def _check_patches(self, patches: PatchMixer, stage: str) -> None:
-        background = patches.background_index
+    def require_classes(self) -> None:
+        """Raise an error for classes that the options cannot be used with."""
+        super().require_classes()
+        background = None if self.patches is None else self.patches.background_index
         if background is not None and background >= self.num_classes:
             raise DataError(
                 f"background_index is {background}, but there are {self.num_classes} classes; "
                 "null is for data without a background",
                 option="background_index null",
-            )
-        if stage == "predict":
-            raise DataError(
-                "patches are for training an encoder, but images are predicted",
-                option="patches null",
             )
 
     def _setup_training(self) -> None:

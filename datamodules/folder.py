@@ -42,8 +42,9 @@ class FolderDataModule(SegmentationDataModule):
         num_classes: Number of classes C of masks that store 0..C-1.
         mask_values: Stored value of every class in class order, such as [0, 255].
         color_map: RGB colours in 0..255 by class name for colour-coded masks, or the path of a
-            file with them: lines `name,r,g,b`, CVAT's `labelmap.txt`, `.json` or `.yaml`. A file
-            may name stored values instead of colours, as Roboflow's `_classes.csv` does.
+            file with them, also below the root: lines `name,r,g,b`, CVAT's `labelmap.txt`, `.json`
+            or `.yaml`. A file may name stored values instead of colours, as Roboflow's
+            `_classes.csv` does.
         class_names: One name per class, in class order. None takes the names of the `color_map`,
             or `class_0` and so on. A name that YAML reads as true or false needs quotes.
         void: Stored values that mean "not labelled", or names of entries of the `color_map` that
@@ -158,6 +159,9 @@ class FolderDataModule(SegmentationDataModule):
         unknown_values: UnknownValues,
     ) -> tuple[list[str], MaskDecoder]:
         """Return class names and decoder of masks whose classes a colour map names."""
+        if isinstance(color_map, str) and not Path(color_map).expanduser().is_file():
+            inside = self.root / color_map
+            color_map = str(inside) if inside.is_file() else color_map
         codes = read_color_map(color_map)
         of_values = all(len(code) == 1 for code in codes.values())
         void_names = [str(name) for name in void or () if str(name) in codes or not of_values]

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from datamodules.augmenting.steps import Augmentation, Draw, StrongView
 from datamodules.errors import DataError, OptionError
 from datamodules.reading.mask_decoder import VOID
-from datamodules.reading.sources import Example, Source
+from datamodules.reading.sources import Example, Source, without_labels
 from datamodules.selection.samplers import SampleKey
 
 OnBadSample = Literal["raise", "skip"]
@@ -90,7 +90,12 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         except OptionError:
             raise
         except DataError as error:
-            return {"id": self.source.ids[key.number], "failed": str(error)}
+            failure = {"id": self.source.ids[key.number], "failed": str(error)}
+        try:  # a mask is no part of a prediction
+            example = without_labels(self.source)[key.number]
+            return _tensors(example.id, example.image, None, key.counted)
+        except DataError:
+            return failure
 
     def _item(self, key: SampleKey) -> dict[str, Any]:
         if key.seed is None or self.augmentation is None:

@@ -135,6 +135,15 @@ def _range(
             "does not say which values are black and white",
             option=f"image_range {_suggested(found.low, found.high)}",
         )
+    if found.low < found.high < found.full / 8:
+        raise DataError(
+            f"image {path} holds {found.low:g}..{found.high:g} of 0..{found.full:g} and would be "
+            "nearly black, and the file does not say which value is white",
+            option=(
+                f"image_range {_suggested(found.low, found.high)}",
+                f"image_range [0,{found.full:g}]",
+            ),
+        )
     return 0.0, found.full
 
 

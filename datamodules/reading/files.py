@@ -36,7 +36,7 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         children = sorted(entries, key=lambda entry: entry.name)
     for child in children:
         path = folder / child.name
-        if not child.is_dir():
+        if not _is_folder(child):
             if is_image(child.name):
                 yield path
         elif child.name.startswith("."):
@@ -47,6 +47,13 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
                 yield from _walk(path, (*above, folder.resolve(), place))
         else:
             yield from _walk(path, above)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, which is reported where it is read
+        return False
 
 
 def is_image(name: str) -> bool:

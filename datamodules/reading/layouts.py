@@ -302,7 +302,7 @@ def smallest_hashes(names: Iterable[str], share: float) -> list[str]:
         names: The names.
         share: Part of the names, in (0, 1]; their number is rounded, and at least 1.
     """
-    order = sorted(names, key=lambda name: sha256(name.encode()).digest())
+    order = sorted(names, key=lambda name: sha256(os.fsencode(name)).digest())
     return sorted(order[: max(1, round(len(order) * share))])
 
 

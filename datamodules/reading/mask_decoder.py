@@ -140,12 +140,16 @@ class MaskDecoder:
         return found
 
     def _refuse_two_values(self, stored: NDArray[np.integer], path: Path | str) -> None:
-        """Raise an error for a mask of 0 and 255 alone, whose 255 may be a class or void."""
-        # a class other than the first makes the file's own numbering clear
-        if (stored == VOID).any() and not ((stored > 0) & (stored < VOID)).any():
+        """Raise an error for a mask without its second class, whose 255 may be that or void."""
+        if self.unknown_values == "nearest":
+            ambiguous = bool((stored > VOID // 2).any())  # the other class is far from its values
+        else:
+            # the other class makes the file's own numbering clear
+            ambiguous = VOID in stored and self._known[1] not in stored
+        if ambiguous:
             raise DataError(
-                f"mask {path} holds 255 and no class but 0: is 255 the second class, or is it "
-                "void?",
+                f"mask {path} holds 255 and no class but {self._known[0]}: is 255 the second "
+                "class, or is it void?",
                 option=("mask_values [0,255]", "void [255]"),
             )
 

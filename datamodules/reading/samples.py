@@ -252,7 +252,8 @@ def _pnm(data: bytes, path: Path | str) -> Samples | None:
         return None
     values = values.astype(np.uint8 if largest < 256 else np.uint16, copy=False)
     shape = (height, width, channels) if channels > 1 else (height, width)
-    return Samples(values.reshape(shape), largest)
+    # writers that know no other maximum take 65535
+    return Samples(values.reshape(shape), None if largest == 65535 else largest)
 
 
 def _tiff(data: bytes) -> tuple[dict[int, Any], int]:

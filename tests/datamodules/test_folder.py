@@ -521,3 +521,23 @@ def test_prediction_goes_on_past_files_that_cannot_be_used(write_dataset, tmp_pa
             done = [name for batch in batches for name in batch["id"] if name != "test_1"]
             assert sorted(done) == ["test_0", "test_2", "test_3", "test_4"]
             assert all(batch["image"].shape[0] == len(batch["id"]) for batch in batches)
+
+
+def test_a_mask_that_cannot_be_used_does_not_spoil_a_prediction(write_dataset) -> None:
+    root = write_dataset({"train": 1, "val": 1, "test": 2})
+    (root / "masks/test/test_0.png").write_text("no picture")
+    module = opened(root, val_batch_size=2)
+    module.setup("predict")
+    (batch,) = module.predict_dataloader()
+    assert batch["id"] == ["test_0", "test_1"]
+    assert "failed" not in batch
+    with pytest.raises(DataError, match=r"test_0\.png cannot be read"):
+        module.setup("test")
+
+
+def test_a_colour_map_is_also_found_below_the_root(write_dataset) -> None:
+    root = write_dataset({"train": 1, "val": 1})
+    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\na:1,2,3::\nb:0,0,0::\n")
+    assert opened(root, num_classes=None, color_map="labelmap.txt").class_names == ["a", "b"]
+    with pytest.raises(DataError, match=r"colour map gone\.txt does not exist"):
+        opened(root, num_classes=None, color_map="gone.txt")

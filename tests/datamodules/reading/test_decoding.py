@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from image_files import png, pnm, tiff
+from image_files import packed, png, pnm, tiff
 from PIL import Image
 
 from datamodules import DataError
@@ -327,3 +327,23 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to("/dev/zero")
     with pytest.raises(DataError, match=r"b\.png is a device"):
         read_image(tmp_path / "b.png")
+
+
+def test_sixteen_bits_that_hold_almost_nothing_are_refused_one_by_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.png", png(GRADIENT, 16))
+    with pytest.raises(DataError, match=r"nearly black.*=\[0,4095\], image_range=\[0,65535"):
+        read_image(path)
+    # OpenCV writes 65535 whatever the image holds
+    cv2.imwrite(str(tmp_path / "a.pgm"), GRADIENT)
+    with pytest.raises(DataError, match=r"a\.pgm holds 0\.\.4095.*nearly black"):
+        read_image(tmp_path / "a.pgm")
+    black = written(tmp_path, "black.png", png(GRADIENT * 0, 16))
+    assert read_image(black).max() == 0
+
+
+def test_tiffs_of_2_and_4_bits_hold_the_samples_that_were_stored(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.uint8)
+    for bits in (2, 4):
+        pixels = np.frombuffer(b"".join(packed(ids, bits)), np.uint8).reshape(2, -1)
+        content = tiff(pixels, t256=4, t258=bits)
+        assert read_mask(written(tmp_path, "a.tif", content)).tolist() == ids.tolist()

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from datamodules import DataError
+from datamodules.reading.decoding import read_image
 from datamodules.reading.files import find_images, list_images
 
 
@@ -91,3 +92,10 @@ def test_a_glob_below_a_folder_with_wildcards_in_its_name(tmp_path: Path, name: 
     assert set(find_images(str(folder / "**/*.png"))) == {"a", "sub [x]/b[2]"}
     assert set(find_images(str(folder / "sub [x]" / "b[2]*"))) == {"b[2]"}
     assert set(find_images(str(folder / "?.png"))) == {"a"}
+
+
+def test_a_link_to_itself_is_listed_and_reported_where_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+    with pytest.raises(DataError, match=r"a\.png cannot be read"):
+        read_image(tmp_path / "a.png")

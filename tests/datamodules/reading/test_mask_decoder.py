@@ -102,3 +102,12 @@ def test_a_mask_of_0_and_255_alone_is_refused_where_nobody_said_what_255_is(kind
 def test_one_class_is_refused_because_the_rest_is_a_class_too() -> None:
     with pytest.raises(DataError, match=r"there is 1 class, expected 2 to 255.*num_classes=2"):
         MaskDecoder(values=[0])
+
+
+@pytest.mark.parametrize("unknown_values", ["error", "void", "nearest"])
+def test_every_way_of_255_without_a_second_class_is_refused(unknown_values: str) -> None:
+    decoder = MaskDecoder([0, 1], void=[255], unknown_values=unknown_values, assumed_void=True)
+    jpeg = np.array([[0, 1, 2, 128, 253, 255]], np.uint8)  # 0 and 255 with the noise of a JPEG
+    refused = jpeg if unknown_values == "nearest" else np.array([[0, 128, 255]], np.uint8)
+    with pytest.raises(DataError, match=r"is 255 the second class, or is it void"):
+        decoder(refused, "a")
