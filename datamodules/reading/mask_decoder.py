@@ -205,7 +205,8 @@ def color_codes(colors: NDArray[np.integer]) -> NDArray[np.int32]:
     """Return RGB colours (H, W, 3) as the numbers (H, W) of their 24 bits."""
     # bytes blue, green, red, 0 are the number on every machine of today
     padded = cv2.cvtColor(np.ascontiguousarray(colors, np.uint8), cv2.COLOR_RGB2BGRA)
-    codes: NDArray[np.int32] = padded.view("<i4")[..., 0] & 0xFFFFFF
+    codes: NDArray[np.int32] = padded.view("<i4")[..., 0]
+    codes &= 0xFFFFFF
     return codes
 
 

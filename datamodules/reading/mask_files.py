@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.errors import DataError, OptionError
-from datamodules.reading.decoding import without_alpha
+from datamodules.reading.decoding import Reading, decode_image, without_alpha
 from datamodules.reading.samples import (
     MAX_PIXELS,
     Opened,
@@ -55,6 +55,10 @@ def read_mask(
         # few grey levels have the colours that viewers show
         level = 255 // int(deep.full) if deep.full is not None and deep.full < 255 else 1
         return _as_color(values * np.uint8(level), path) if as_color else _one(values)
+    if header.form == "PNG" and header.image is not None and header.image.mode == "RGB":
+        # in a third of Pillow's time
+        color = decode_image(data, path, reading=Reading(max_pixels=max_pixels))
+        return color if as_color else _one(color)
     image = loaded(header, path)
     if as_color:
         return _palette(image) if image.mode in ("P", "PA") else np.array(image.convert("RGB"))
