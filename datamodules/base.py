@@ -205,6 +205,7 @@ class SegmentationDataModule(ImageDataModule, ABC):
         if self.unlabeled_batch_size > 0 and self.shards is None:
             unlabeled = self.unlabeled_source(whole, split)
             self._sources[UNLABELED] = self.configured(unlabeled, self.cache)
+            self.require_range(unlabeled)
         elif self.unlabeled_batch_size > 0 and (split or self.unlabeled):
             rank_zero_warn(
                 "the only unlabelled images that are used are those of unlabeled_shards "

@@ -196,7 +196,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
             DataError: An example cannot be used and `on_bad_sample` is `raise`, or it is not known
                 which value is white in images of more than 8 bits a channel.
         """
-        require_known_range(unstated_ranges(spread(files(source), 8), self.reading))
+        self.require_range(source)
         seen: set[int] = set()
         for index in spread(range(len(source)), 8):
             try:
@@ -207,6 +207,10 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
                 continue
             seen.update([] if mask is None else np.unique(mask).tolist())
         return seen
+
+    def require_range(self, source: Source) -> None:
+        """Raise an error where up to 8 deep images hold little of the range that they may hold."""
+        require_known_range(unstated_ranges(spread(files(source), 8), self.reading))
 
     # Finding the images
 

@@ -297,6 +297,9 @@ def files(source: Source) -> list[Path]:
     if isinstance(source, Subset):
         whole = files(source.source)
         return [whole[number] for number in source.numbers] if whole else []
+    if isinstance(source, Joined):
+        parts = [files(part) for part in source.sources]
+        return [path for part in parts for path in part] if all(parts) else []
     return files(source.source) if isinstance(source, Relabeled) else []
 
 
