@@ -37,7 +37,7 @@ def read_color_map(source: str | Path | Mapping[Any, Sequence[int]]) -> Codes:
             numbers in 0..255.
     """
     if isinstance(source, Mapping):
-        return _checked(source.items(), "color_map")
+        return _checked(source.items(), "of the configuration")
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(f"colour map {path} does not exist", option="color_map")
@@ -111,8 +111,8 @@ def _pairs(path: Path) -> list[tuple[Any, Any]]:
     """Return the names and colours of a JSON or YAML file, also of names that come twice."""
     import yaml
 
-    text = "\n".join(path.read_text(encoding="utf-8-sig").splitlines())
     try:
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             content = json.loads(text, object_pairs_hook=list)
         else:
@@ -160,7 +160,7 @@ def _code(name: str, code: Any, origin: object) -> tuple[int, ...]:
         return channels
     if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):
         raise DataError(
-            f"{origin}: colour of {name!r} must be three numbers in 0..255, not {code}",
+            f"colour map {origin}: colour of {name!r} must be three numbers in 0..255, not {code}",
             option="color_map",
         )
     return channels

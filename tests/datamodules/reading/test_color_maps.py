@@ -95,3 +95,10 @@ def test_a_mapping_of_a_configuration_has_the_same_rules() -> None:
 def test_a_missing_colour_map_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.csv does not exist \(option: color_map=\)"):
         read_color_map(tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize("name", ["map.csv", "map.yaml", "map.json"])
+def test_a_colour_map_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00a,1,2,3")
+    with pytest.raises(DataError, match=name):
+        read_color_map(tmp_path / name)
