@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.augmenting.steps import Augmentation, StrongView
-from datamodules.errors import DataError, OptionError
+from datamodules.errors import DataError, OptionError, some
 from datamodules.loading.dataset import training_item
 from datamodules.loading.loaders import QuietLoader
 from datamodules.reading.decoding import USUAL, decode_image, unstated
@@ -374,6 +374,8 @@ def _expand(urls: str | Sequence[str]) -> list[str]:
                 quoted = urllib.parse.quote(url, safe=_URL) if url.startswith("http") else url
                 shards.append(local if Path(local).is_file() else quoted)
             elif matches := find_glob(Path(local))[1]:
+                if odd := [str(path) for path in matches if not path.is_file()]:
+                    raise DataError(f"{some(odd)} is no file, but a shard is one", option="urls")
                 shards += map(str, matches)
             else:
                 raise DataError(f"there are no shards at {url!r}", option="urls")

@@ -1,6 +1,7 @@
 """Unlabelled images out of tar files."""
 
 import io
+import os
 import sys
 import tarfile
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import png
 from PIL import Image
 
 from datamodules import DataError, SyntheticScenesDataModule, UnlabeledShards
@@ -258,3 +260,24 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
     with pytest.raises(DataError, match=r"lightning-seg\[shards\]"):
         UnlabeledShards(str(tmp_path / "*.tar"))
+
+
+def test_deep_images_need_a_range(tmp_path: Path) -> None:
+    grey = np.linspace(0, 60_000, 400).astype(np.uint16).reshape(20, 20)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number in range(4):
+            add(tar, f"{number}.png", png(grey, 16))
+    shards = UnlabeledShards(str(tmp_path / "*.tar"))
+    with pytest.raises(DataError, match=r"\d\.png has more than 8 bits.*image_range=\[0,65535\]"):
+        next(iter(module(shards, unlabeled_batch_size=4).train_dataloader()))
+    loader = module(shards, image_range=(0, 60_000), augmentation="crop").train_dataloader()
+    images = torch.cat([batch["unlabeled"]["image"] for batch in loader])
+    assert images.max() > 240
+
+
+def test_a_glob_below_a_folder_with_brackets_and_a_pipe_among_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path / "d [1]", (2, 2))
+    assert len(UnlabeledShards(str(tmp_path / "d [1]/*.tar")).urls) == 2
+    os.mkfifo(tmp_path / "d [1]/pipe.tar")
+    with pytest.raises(DataError, match=r"pipe\.tar is no file"):
+        UnlabeledShards(str(tmp_path / "d [1]/*.tar"))
