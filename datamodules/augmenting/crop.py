@@ -195,7 +195,7 @@ class RandomScaleCrop:
                 f"scale must be 0 < smallest <= largest <= {LARGEST}, not {[low, high]}",
                 option="scale",
             )
-        if step is not None and step <= 0:
+        if step is not None and not 0 < step <= LARGEST:
             raise DataError(f"the step of RandomScaleCrop must be above 0, not {step}")
         self.size = (height, width)
         self.scale = (float(low), float(high))
