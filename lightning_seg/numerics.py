@@ -1,12 +1,15 @@
 """Numerical conventions that losses and networks share: precision, shapes, means over valid pixels.
 
-This module imports torch only, so that losses and networks need not import each other.
+This module imports no loss and no network, so that these need not import each other.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from lightning_seg.processes import world_size
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def require_fit(logits: Tensor, target: Tensor) -> None:
         )
 
 
-def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+def masked_mean(values: Tensor, valid: Tensor | None, across_ranks: bool = False) -> Tensor:
     """Return the mean of the valid values.
 
     The sum is over `values * valid`, so values that are not valid must be finite as well.
@@ -56,6 +59,7 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     Args:
         values: Any shape, finite.
         valid: Bool, the shape of `values`, False for values to leave out; None counts all.
+        across_ranks: Take the mean over the values of all processes; see `mean_of`.
 
     Returns:
         A scalar; 0 with a zero gradient where no value is valid.
@@ -67,10 +71,44 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
         >>> masked_mean(torch.tensor([1.0, 3.0, 99.0]), torch.tensor([True, True, False])).item()
         2.0
     """
-    if valid is None:
+    if valid is None and not across_ranks:
         return values.mean()
+    if valid is None:
+        count = torch.full((), values.numel(), device=values.device)
+        return mean_of(values.sum(), count, across_ranks)
     require_mask(values, valid)
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+    return mean_of((values * valid).sum(), valid.sum(), across_ranks)
+
+
+def mean_of(total: Tensor, count: Tensor, across_ranks: bool = False, least: float = 1.0) -> Tensor:
+    """Return the mean of values whose sum and number are given, here or over all processes.
+
+    DDP averages the gradients of the processes. A mean of each process then weighs a process with
+    few labelled pixels like one with many. With `across_ranks` the gradient of process r is that of
+    R total_r / sum_r count_r for R processes, and the average of the gradients is the gradient of
+    the mean over the values of all processes. The value is that mean. All processes must call this
+    function the same number of times; they exchange two numbers, and no device is waited for.
+
+    Args:
+        total: A scalar, the sum of the values.
+        count: A scalar, the number of values or the sum of their weights, without gradient.
+        across_ranks: Whether the mean is over the values of all processes.
+        least: Smallest divisor, above 0: 1 for numbers, less for weights.
+
+    Returns:
+        A scalar; 0 with a zero gradient where `total` and `count` are 0.
+
+    Examples:
+        >>> mean_of(torch.tensor(6.0), torch.tensor(4)).item()
+        1.5
+    """
+    if not across_ranks or world_size() == 1:
+        return total / count.to(total.dtype).clamp(min=least)
+    summed = torch.stack([total.detach().double(), count.double()])
+    dist.all_reduce(summed)
+    everything = summed[1].clamp(min=least)
+    own = total * (world_size() / everything).to(total.dtype)
+    return own + ((summed[0] / everything).to(total.dtype) - own).detach()
 
 
 def require_mask(values: Tensor, valid: Tensor) -> None:

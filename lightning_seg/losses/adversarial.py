@@ -51,7 +51,9 @@ def score_map(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return scores[:, 0]
 
 
-def adversarial_loss(scores: Tensor, valid: Tensor | None = None) -> Tensor:
+def adversarial_loss(
+    scores: Tensor, valid: Tensor | None = None, across_ranks: bool = False
+) -> Tensor:
     """Return L_adv, the mean of -log sigmoid(d).
 
     The loss is small where the discriminator takes predictions for labels; the segmenter
@@ -62,6 +64,7 @@ def adversarial_loss(scores: Tensor, valid: Tensor | None = None) -> Tensor:
             floating dtype; computed in float32 or wider.
         valid: (B, H, W) bool, False for pixels to leave out. Scores of another size are resized
             to (H, W). None averages over all scores at their own size.
+        across_ranks: Take the mean over the pixels of all processes; see `numerics.mean_of`.
 
     Returns:
         A scalar, at least 0; 0 with a zero gradient where no pixel is valid.
@@ -76,7 +79,7 @@ def adversarial_loss(scores: Tensor, valid: Tensor | None = None) -> Tensor:
         >>> round(adversarial_loss(torch.zeros(1, 1, 2, 2)).item(), 4)
         0.6931
     """
-    return masked_mean(F.softplus(-_resized(scores, valid)), valid)
+    return masked_mean(F.softplus(-_resized(scores, valid)), valid, across_ranks)
 
 
 def discriminator_loss(
@@ -84,6 +87,7 @@ def discriminator_loss(
     real: Tensor,
     fake_valid: Tensor | None = None,
     real_valid: Tensor | None = None,
+    across_ranks: bool = False,
 ) -> Tensor:
     """Return L_D, the binary cross-entropy of the discriminator.
 
@@ -96,6 +100,7 @@ def discriminator_loss(
         fake_valid: (B, H, W) bool, False for pixels of predictions to leave out. Scores of another
             size are resized to (H, W). None averages over all scores at their own size.
         real_valid: (B', H', W') bool, False for pixels of labels to leave out.
+        across_ranks: Take both means over the pixels of all processes; see `numerics.mean_of`.
 
     Returns:
         A scalar, at least 0; log 2 = 0.6931 for a discriminator that cannot decide.
@@ -110,8 +115,8 @@ def discriminator_loss(
         >>> round(discriminator_loss(scores, scores).item(), 4)
         0.6931
     """
-    of_predictions = masked_mean(F.softplus(_resized(fake, fake_valid)), fake_valid)
-    return (of_predictions + adversarial_loss(real, real_valid)) / 2
+    of_predictions = masked_mean(F.softplus(_resized(fake, fake_valid)), fake_valid, across_ranks)
+    return (of_predictions + adversarial_loss(real, real_valid, across_ranks)) / 2
 
 
 def pseudo_labels(
@@ -163,6 +168,7 @@ def pseudo_label_loss(
     threshold: float = 0.2,
     valid: Tensor | None = None,
     ignore_index: int = 255,
+    across_ranks: bool = False,
 ) -> Tensor:
     """Return L_semi, the cross-entropy on the pseudo-labels of the segmenter itself.
 
@@ -177,6 +183,7 @@ def pseudo_label_loss(
         valid: (B, H, W) bool, False for pixels that are never kept, such as padding; None
             restricts nothing.
         ignore_index: The class id of pixels that are not kept, which must not be in [0, C).
+        across_ranks: Take the mean over the pixels that all processes keep; see `numerics.mean_of`.
 
     Returns:
         A scalar, at least 0; 0 with a zero gradient where no pixel is kept.
@@ -194,7 +201,7 @@ def pseudo_label_loss(
         0.2877
     """
     labels = pseudo_labels(logits, scores, threshold, valid, ignore_index)
-    return cross_entropy(logits, labels, ignore_index)
+    return cross_entropy(logits, labels, ignore_index, across_ranks=across_ranks)
 
 
 def _resized(scores: Tensor, valid: Tensor | None) -> Tensor:

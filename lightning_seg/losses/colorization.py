@@ -34,9 +34,11 @@ class ColorTarget(nn.Module, ABC):
 
     Attributes:
         outputs: Number of logits per location.
+        across_ranks: In training mode, take the mean over the locations of all processes.
     """
 
     outputs: int
+    across_ranks: bool = False
 
     @abstractmethod
     def forward(self, logits: Tensor, rgb: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -92,7 +94,7 @@ class ColorTarget(nn.Module, ABC):
         """Return the mean of (N,) losses over the valid locations; 0 where N is 0."""
         if valid is None:
             valid = torch.ones_like(losses, dtype=torch.bool)
-        return masked_mean(losses, valid)
+        return masked_mean(losses, valid, self.across_ranks and self.training)
 
 
 class HueChroma(ColorTarget):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_seg.numerics import at_least_float32
+from lightning_seg.numerics import at_least_float32, mean_of
 
 
 def cross_entropy(
@@ -17,6 +17,7 @@ def cross_entropy(
     ignore_index: int = 255,
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
+    across_ranks: bool = False,
 ) -> Tensor:
     """Return the mean negative log-likelihood of the labelled pixels.
 
@@ -33,6 +34,7 @@ def cross_entropy(
         class_weights: (C,) weights of the classes, at least 0; None weighs all classes by 1.
         label_smoothing: Share of the target distribution that is spread evenly over all classes,
             in [0, 1]; 0 keeps one-hot targets.
+        across_ranks: Take the mean over the pixels of all processes; see `numerics.mean_of`.
 
     Returns:
         A scalar, at least 0; 0 with a zero gradient where no pixel is labelled.
@@ -64,11 +66,11 @@ def cross_entropy(
     )
     valid = target != ignore_index  # (B, H, W)
     if class_weights is None:
-        weight = valid.sum().to(total.dtype)
+        weight = valid.sum()
     else:
         # (C,) -> (B, H, W), the weight of every pixel's class, summed
-        weight = (class_weights[target.where(valid, 0)] * valid).sum().to(total.dtype)
-    return total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        weight = (class_weights[target.where(valid, 0)] * valid).sum()
+    return mean_of(total, weight, across_ranks, least=torch.finfo(total.dtype).tiny)
 
 
 class CrossEntropy(nn.Module):
@@ -79,6 +81,7 @@ class CrossEntropy(nn.Module):
         class_weights: One weight per class, at least 0; None weighs all classes by 1.
         label_smoothing: Share of the target distribution that is spread evenly over all classes,
             in [0, 1]; 0 keeps one-hot targets.
+        across_ranks: In training mode, take the mean over the pixels of all processes.
 
     Shape:
         (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
@@ -96,8 +99,10 @@ class CrossEntropy(nn.Module):
         ignore_index: int = 255,
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
+        across_ranks: bool = False,
     ) -> None:
         super().__init__()
+        self.across_ranks = across_ranks
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         weights = None if class_weights is None else torch.tensor(class_weights)
@@ -114,5 +119,10 @@ class CrossEntropy(nn.Module):
             A scalar, at least 0.
         """
         return cross_entropy(
-            logits, target, self.ignore_index, self.class_weights, self.label_smoothing
+            logits,
+            target,
+            self.ignore_index,
+            self.class_weights,
+            self.label_smoothing,
+            self.across_ranks and self.training,
         )

@@ -24,9 +24,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError, require_range
+from lightning_seg.errors import require_range
 from lightning_seg.losses.pooling_weights import pooling_weights, require_bounds
-from lightning_seg.numerics import at_least_float32, require_fit
+from lightning_seg.numerics import at_least_float32, mean_of, require_fit
 from lightning_seg.processes import world_size
 
 
@@ -68,9 +68,10 @@ def loss_max_pooling(
             classes by 1.
         label_smoothing: Share of the target distribution that is spread evenly over all classes,
             in [0, 1]; 0 keeps one-hot targets.
-        across_ranks: Pool the batches of all processes together. The batches must have one shape,
-            and `per_image` must be False. All processes get the same value; the average of their
-            gradients, which DDP takes, is the gradient of one process with all images.
+        across_ranks: Take the mean over the images of all processes; see `numerics.mean_of`.
+            Without `per_image`, pool the batches of all processes together, which must have one
+            shape. All processes get the same value; the average of their gradients, which DDP
+            takes, is the gradient of one process with all images.
 
     Returns:
         A scalar, at least the mean loss, whose gradient with respect to the pixel losses is w; 0
@@ -78,8 +79,7 @@ def loss_max_pooling(
         NaN, infinite or negative.
 
     Raises:
-        SetupError: `p`, `ratio` or `label_smoothing` is out of its range, or `across_ranks` is
-            combined with `per_image`.
+        SetupError: `p`, `ratio` or `label_smoothing` is out of its range.
         ValueError: The shapes do not fit.
         IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
 
@@ -121,21 +121,22 @@ def _pooled(
     across_ranks: bool,
 ) -> PooledLoss:
     """Return the pooled loss; the arguments are those of `loss_max_pooling`."""
-    _require(p, ratio, across_ranks and per_image, label_smoothing)
+    _require(p, ratio, label_smoothing)
     require_fit(logits, target)
     logits = at_least_float32(logits)
     valid = target != ignore_index
     losses = _pixel_losses(logits, target, valid, class_weights, label_smoothing)
     losses = torch.where(valid, losses, 0)  # (B, H, W)
-    if across_ranks:
+    if across_ranks and not per_image:
         return _pooled_across_ranks(losses, valid, p, ratio)
     # (B, H, W) -> (B, H W), or (1, B H W): one row is pooled at a time
     shape = (len(losses), -1) if per_image else (1, -1)
     weights = pooling_weights(losses.detach().reshape(shape), valid.reshape(shape), p, ratio)
     weights = weights.view_as(losses)
     # Rows without a labelled pixel do not count in the mean over rows.
-    groups = valid.reshape(shape).any(-1).sum().clamp(min=1)
-    return PooledLoss((weights * losses).sum() / groups, losses.detach(), weights)
+    groups = valid.reshape(shape).any(-1).sum()
+    loss = mean_of((weights * losses).sum(), groups, across_ranks)
+    return PooledLoss(loss, losses.detach(), weights)
 
 
 def _pixel_losses(
@@ -189,15 +190,10 @@ def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) 
     return PooledLoss(own + (value - own).detach(), losses.detach(), weights)
 
 
-def _require(p: float, ratio: float, clash: bool, label_smoothing: float) -> None:
-    """Raise an error for constants out of their ranges, or for a clash of two of them."""
+def _require(p: float, ratio: float, label_smoothing: float) -> None:
+    """Raise an error for constants out of their ranges."""
     require_bounds(p, ratio)
     require_range(0, 1, label_smoothing=label_smoothing)
-    if clash:
-        raise SetupError(
-            "across_ranks pools the images of all processes together, which excludes per_image",
-            option="per_image false",
-        )
 
 
 class LossMaxPooling(nn.Module):
@@ -216,12 +212,11 @@ class LossMaxPooling(nn.Module):
             weighs all classes by 1.
         label_smoothing: Share of the target distribution that is spread evenly over all classes,
             in [0, 1]; 0 keeps one-hot targets.
-        across_ranks: In training mode, pool the batches of all processes together; needs
-            `per_image` to be False.
+        across_ranks: In training mode, take the mean over the images of all processes, or without
+            `per_image` pool the batches of all processes together.
 
     Raises:
-        SetupError: `p`, `ratio` or `label_smoothing` is out of its range, or `across_ranks` is
-            combined with `per_image`.
+        SetupError: `p`, `ratio` or `label_smoothing` is out of its range.
 
     Shape:
         (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
@@ -248,7 +243,7 @@ class LossMaxPooling(nn.Module):
     ) -> None:
         super().__init__()
         self.p = math.inf if p == "inf" else p
-        _require(self.p, ratio, across_ranks and per_image, label_smoothing)
+        _require(self.p, ratio, label_smoothing)
         self.ratio = ratio
         self.ignore_index = ignore_index
         self.per_image = per_image

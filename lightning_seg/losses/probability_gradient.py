@@ -21,7 +21,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -35,8 +34,7 @@ from lightning_seg.losses.label_gradients import (
     prepare_labels,
     window_max,
 )
-from lightning_seg.numerics import at_least_float32, require_fit
-from lightning_seg.processes import world_size
+from lightning_seg.numerics import at_least_float32, mean_of, require_fit
 
 
 def probability_gradient_loss(
@@ -99,15 +97,7 @@ def probability_gradient_loss(
             count = entries.counts.sum()
         else:
             total, count = _dense_sum(logits, labels, candidates, kernel)
-    if not across_ranks or world_size() == 1:
-        return total / count.clamp(min=1)
-    summed = torch.stack([total.detach().double(), count.double()])
-    dist.all_reduce(summed)
-    count = summed[1].clamp(min=1)
-    # DDP averages gradients over processes: `own` has the gradient that averages to the whole. The
-    # value is that of all processes together.
-    own = total * (dist.get_world_size() / count).to(total.dtype)
-    return own + ((summed[0] / count).to(total.dtype) - own).detach()
+    return mean_of(total, count, across_ranks)
 
 
 def boundary_pixels(

@@ -37,6 +37,7 @@ def structure_matching_loss(
     valid: Sequence[Tensor] | None = None,
     reference_mean: bool = False,
     normalize: bool = True,
+    across_ranks: bool = False,
 ) -> Tensor:
     """Return the distance between the features of two maps, the loss of the predictor.
 
@@ -51,6 +52,7 @@ def structure_matching_loss(
             the number of valid places.
         normalize: Scale features to unit length. False gives |f_l(a) - f_l(b)|^2 of the printed
             objective, which has no upper bound.
+        across_ranks: Take the means over the places of all processes; see `numerics.mean_of`.
 
     Returns:
         A scalar in [0, 4 * taps], or at least 0 without `normalize`; 0 where no place is valid or
@@ -69,7 +71,7 @@ def structure_matching_loss(
         1.0
     """
     distances = _distances(features, others, normalize)
-    return _sum_of_means(distances, valid, reference_mean)
+    return _sum_of_means(distances, valid, reference_mean, across_ranks)
 
 
 def structure_hinge_loss(
@@ -78,6 +80,7 @@ def structure_hinge_loss(
     valid: Sequence[Tensor] | None = None,
     reference_mean: bool = False,
     margin: float = MARGIN,
+    across_ranks: bool = False,
 ) -> Tensor:
     """Return how far the features of two maps are from the margin, the loss of the analyzer.
 
@@ -91,6 +94,7 @@ def structure_hinge_loss(
         reference_mean: Divide by the number of all places and let places that are not valid
             contribute `margin` each, as the authors' code does.
         margin: Squared distance that the analyzer has to reach, in (0, 4].
+        across_ranks: Take the means over the places of all processes; see `numerics.mean_of`.
 
     Returns:
         A scalar in [0, margin * taps]; `margin * taps` where the features are equal.
@@ -109,7 +113,8 @@ def structure_hinge_loss(
     if reference_mean and valid is not None:
         # The authors' code masks the features, which makes the distance 0 where not valid.
         distances, valid = _zeroed(distances, valid), None
-    return _sum_of_means([(margin - each).relu() for each in distances], valid, reference_mean)
+    missing = [(margin - each).relu() for each in distances]
+    return _sum_of_means(missing, valid, reference_mean, across_ranks)
 
 
 def _distances(
@@ -132,15 +137,19 @@ def _distances(
 
 
 def _sum_of_means(
-    values: Sequence[Tensor], valid: Sequence[Tensor] | None, reference_mean: bool
+    values: Sequence[Tensor],
+    valid: Sequence[Tensor] | None,
+    reference_mean: bool,
+    across_ranks: bool,
 ) -> Tensor:
     """Return the sum over taps of the mean over places."""
     if valid is None:
-        means = [each.mean() for each in values]
+        means = [masked_mean(each, None, across_ranks) for each in values]
     elif reference_mean:
-        means = [each.mean() for each in _zeroed(values, valid)]
+        means = [masked_mean(each, None, across_ranks) for each in _zeroed(values, valid)]
     else:
-        means = [masked_mean(each, ok) for each, ok in zip(values, valid, strict=True)]
+        pairs = zip(values, valid, strict=True)
+        means = [masked_mean(each, ok, across_ranks) for each, ok in pairs]
     return torch.stack(means).sum()
 
 

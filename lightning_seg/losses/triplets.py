@@ -122,7 +122,11 @@ def random_triplets(
 
 
 def triplet_loss(
-    embeddings: Tensor, triplets: Tensor, valid: Tensor | None = None, margin: float = MARGIN
+    embeddings: Tensor,
+    triplets: Tensor,
+    valid: Tensor | None = None,
+    margin: float = MARGIN,
+    across_ranks: bool = False,
 ) -> Tensor:
     """Return half the mean of max(0, margin + |a - p|^2 - |a - n|^2) over the valid triplets.
 
@@ -136,6 +140,8 @@ def triplet_loss(
         margin: Difference of the squared distances of negative and positive from which a triplet
             has no loss. Squared distances of unit vectors are at most 4, or 2 without negative
             components.
+        across_ranks: Take the mean over the triplets of all processes; see `numerics.mean_of`. With
+            `gather_embeddings` every process has all triplets, and False is right.
 
     Returns:
         A scalar, at least 0; 0 with a zero gradient where no triplet is valid, `margin / 2` where
@@ -155,7 +161,7 @@ def triplet_loss(
     hinge = (margin + positive - negative).relu()
     if valid is None:
         valid = torch.ones_like(hinge, dtype=torch.bool)
-    return masked_mean(hinge, valid) / 2
+    return masked_mean(hinge, valid, across_ranks) / 2
 
 
 def triplet_statistics(

@@ -213,7 +213,7 @@ class ASMLModule(TwoPlayerModule):
                     self.encode(one_hot_map(labels, self.num_classes, -1))
                 )
                 gain = structure_hinge_loss(
-                    features, others, valid, self.reference_mean, self.margin
+                    features, others, valid, self.reference_mean, self.margin, self.across_ranks
                 )
                 terms["loss_hinge"] = gain
             else:
@@ -264,15 +264,20 @@ class ASMLModule(TwoPlayerModule):
     ) -> Tensor:
         literal = self.mode == "literal"
         distance = structure_matching_loss(
-            features, others, valid, self.reference_mean, normalize=not literal
+            features,
+            others,
+            valid,
+            self.reference_mean,
+            normalize=not literal,
+            across_ranks=self.across_ranks,
         )
         return distance / 2 if literal else distance
 
     def _reconstruction_loss(self, rebuilt: Tensor, target: Tensor) -> Tensor:
         if not self.single_channel:
-            return cross_entropy(rebuilt, target, self.ignore_index)
+            return cross_entropy(rebuilt, target, self.ignore_index, across_ranks=self.across_ranks)
         rebuilt = at_least_float32(rebuilt)[:, 0]
         losses = F.binary_cross_entropy_with_logits(
             rebuilt, (target == 1).to(rebuilt.dtype), reduction="none"
         )
-        return masked_mean(losses, target != self.ignore_index)
+        return masked_mean(losses, target != self.ignore_index, self.across_ranks)

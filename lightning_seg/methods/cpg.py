@@ -47,8 +47,6 @@ class CPGModule(SegmentationModule):
         normalize: Whether the kernels of all sizes have the same scale, so that one `lambda_cpg`
             suits all of them.
         on_aux: Whether the loss acts on auxiliary logits too, weighted by `lambda_aux`.
-        across_ranks: Whether the mean is over the boundaries of all processes; False takes the mean
-            of each process.
         options: Arguments of `SegmentationModule`.
 
     Raises:
@@ -66,7 +64,6 @@ class CPGModule(SegmentationModule):
         void: Literal["strict", "reference", "nearest"] = "strict",
         normalize: bool = False,
         on_aux: bool = False,
-        across_ranks: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(network, num_classes=num_classes, **options)
@@ -74,9 +71,7 @@ class CPGModule(SegmentationModule):
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_cpg = lambda_cpg
         self.on_aux = on_aux
-        self.cpg = ProbabilityGradientLoss(
-            kernel_size, void, self.ignore_index, normalize, across_ranks
-        )
+        self.cpg = ProbabilityGradientLoss(kernel_size, void, self.ignore_index, normalize)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""

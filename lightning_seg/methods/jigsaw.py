@@ -25,6 +25,7 @@ from lightning_seg.metrics import WeightedMean
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.jigsaw import JigsawNetwork
 from lightning_seg.networks.tiles import cut_tiles, far_permutations, shuffle, unshuffle
+from lightning_seg.numerics import masked_mean
 from lightning_seg.training.pretraining import ImagePretrainingModule
 
 
@@ -113,7 +114,8 @@ class JigsawModule(ImagePretrainingModule):
         tiles = tiles.mean(2, keepdim=True).expand_as(tiles).where(gray, tiles)
         puzzle = torch.randint(len(self.permutations), (len(tiles),), device=device)
         logits = self(shuffle(tiles, self.permutations[puzzle]))
-        loss = F.cross_entropy(logits.float(), puzzle)
+        each = F.cross_entropy(logits.float(), puzzle, reduction="none")
+        loss = masked_mean(each, None, self.across_ranks)
         accuracy = (logits.argmax(1) == puzzle).float().mean()
         self.log_training({"loss": loss, "accuracy": accuracy}, batch)
         return loss

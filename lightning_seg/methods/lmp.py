@@ -45,9 +45,8 @@ class LMPModule(SegmentationModule):
             strongly, inf is the plain mean.
         ratio: Smallest share of the pixels among which the weight is divided, in (0, 1]; 1 is the
             plain mean.
-        per_image: Whether every image is pooled separately; False pools the batch of a process.
-        across_ranks: Whether the batches of all processes are pooled together; this needs
-            `per_image: false`.
+        per_image: Whether every image is pooled separately; False pools the batch, with
+            `across_ranks` the batches of all processes together.
         class_weights: One weight per class, multiplied into the losses before pooling; None weighs
             all classes equally.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1].
@@ -67,7 +66,6 @@ class LMPModule(SegmentationModule):
         p: float | Literal["inf"] = 1.7,
         ratio: float = 0.3,
         per_image: bool = True,
-        across_ranks: bool = False,
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         **options: Any,
@@ -79,7 +77,7 @@ class LMPModule(SegmentationModule):
                 option="class_weights",
             )
         self.loss = LossMaxPooling(
-            p, ratio, self.ignore_index, per_image, class_weights, label_smoothing, across_ranks
+            p, ratio, self.ignore_index, per_image, class_weights, label_smoothing
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

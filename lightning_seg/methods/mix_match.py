@@ -141,7 +141,10 @@ class MixMatchModule(PretrainingModule):
             embeddings, labels = gather_embeddings(embeddings, labels)
             rank = 0  # every process draws the same triplets
         triplets = self.sample(labels, (self.global_step, batch_idx, rank))
-        losses = {"loss": triplet_loss(embeddings, *triplets, margin=self.margin)}
+        # with one graph every process has the triplets of all of them
+        apart = self.across_ranks and self.graph_scope == "local"
+        loss = triplet_loss(embeddings, *triplets, margin=self.margin, across_ranks=apart)
+        losses = {"loss": loss}
         if self.logs_now():
             losses |= _measure(embeddings, labels, triplets)
         self.log_training(losses, batch)

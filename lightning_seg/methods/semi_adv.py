@@ -241,16 +241,21 @@ class SemiAdvModule(TwoPlayerModule):
         """Return the adversarial losses on labelled images; their weights are `lambda_<name>`."""
         if self.lambda_adv == 0:
             return {}
-        return {"adv": adversarial_loss(judged.scores, judged.valid)}
+        return {"adv": adversarial_loss(judged.scores, judged.valid, self.across_ranks)}
 
     def unlabeled_terms(self, judged: Judged) -> dict[str, Tensor]:
         """Return this iteration's losses on unlabelled images, weighted by `lambda_<name>`."""
         terms, due = {}, self._due()
         if "semi_adv" in due:
-            terms["semi_adv"] = adversarial_loss(judged.scores, judged.valid)
+            terms["semi_adv"] = adversarial_loss(judged.scores, judged.valid, self.across_ranks)
         if "semi" in due:
             terms["semi"] = pseudo_label_loss(
-                judged.logits, judged.scores, self.t_semi, judged.valid, self.ignore_index
+                judged.logits,
+                judged.scores,
+                self.t_semi,
+                judged.valid,
+                self.ignore_index,
+                self.across_ranks,
             )
         return terms
 
@@ -297,7 +302,8 @@ class SemiAdvModule(TwoPlayerModule):
                 "d_accuracy_fake": masked_mean((fake < 0).float(), fake_valid),
                 "d_accuracy_real": masked_mean((truth > 0).float(), real_valid),
             }
-        return discriminator_loss(fake, truth, fake_valid, real_valid), accuracies
+        loss = discriminator_loss(fake, truth, fake_valid, real_valid, self.across_ranks)
+        return loss, accuracies
 
     @torch.no_grad()
     def selection(self, judged: Judged | None, mask: Tensor | None) -> dict[str, Tensor]:

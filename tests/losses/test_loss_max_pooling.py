@@ -9,7 +9,7 @@ Nothing here is compared with the code's own output: the references are written 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -629,14 +629,6 @@ def test_shapes_that_do_not_fit(size):
         loss_max_pooling(logits, target)
 
 
-def test_across_ranks_excludes_per_image():
-    logits, target = make_batch()
-    with pytest.raises(ValueError, match="per_image"):
-        loss_max_pooling(logits, target, across_ranks=True)
-    with pytest.raises(ValueError, match="per_image"):
-        LossMaxPooling(across_ranks=True)
-
-
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("strange", [CLASSES, 254, -1])
 def test_target_that_is_no_class_raises(strange, weights):
@@ -704,23 +696,25 @@ def test_compiled_equals_eager(options):
 
 def test_two_processes_equal_one_with_all_images(tmp_path):
     cases = []
-    for p, ratio in ((1, 0.3), (1.05, 0.3), (1.7, 0.3), (1.7, 1.0), (INF, 0.3)):
+    pools = ((1, 0.3), (1.05, 0.3), (1.7, 0.3), (1.7, 1.0), (INF, 0.3))
+    for (p, ratio), per_image in product(pools, (False, True)):
         for void in ((0.0, 0.0), (0.2, 0.7), (1.1, 0.2), (0.2, 1.1), (1.1, 1.1)):
             parts = [make_batch(torch.float64, each, (2, 3, 4)) for each in void]
             logits, target = (torch.stack(each) for each in zip(*parts, strict=True))
             logits[0] *= 3
-            cases.append((logits, target, p, ratio))
-    loss = "loss_max_pooling(leaf, labels, *rest, per_image=False, across_ranks=True)"
+            target[0, 0] = 255  # without per_image, an image without labels changes nothing
+            cases.append((logits, target, p, ratio, 255, per_image))
+    loss = "loss_max_pooling(leaf, labels, *rest, across_ranks=True)"
     found = in_two_processes(
         cases, loss, "LossMaxPooling(per_image=False, across_ranks=True)", tmp_path
     )
-    for (logits, target, p, ratio), *ranks in zip(cases, *found, strict=True):
+    for (logits, target, p, ratio, _, per_image), *ranks in zip(cases, *found, strict=True):
         leaf = logits.clone().requires_grad_()
         alone = loss_max_pooling(leaf.flatten(0, 1), target.flatten(0, 1), p, ratio,
-                                 per_image=False)  # fmt: skip
+                                 per_image=per_image)  # fmt: skip
         (gradient,) = torch.autograd.grad(alone, leaf)
         expected = expected_loss(
-            logits.flatten(0, 1), target.flatten(0, 1), p, ratio, per_image=False
+            logits.flatten(0, 1), target.flatten(0, 1), p, ratio, per_image=per_image
         )
         assert alone.item() == pytest.approx(expected, rel=1e-9)
         for rank, (value, own) in enumerate(ranks):

@@ -180,7 +180,7 @@ def test_weight_map_leaves_the_module_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("options", [
-    {"p": 0.5}, {"p": math.nan}, {"ratio": 0.0}, {"ratio": 1.5}, {"across_ranks": True},
+    {"p": 0.5}, {"p": math.nan}, {"ratio": 0.0}, {"ratio": 1.5},
     {"class_weights": [1.0, 2.0]}, {"label_smoothing": 1.5}, {"label_smoothing": -0.1},
 ])  # fmt: skip
 def test_wrong_settings_are_told_at_once(options) -> None:

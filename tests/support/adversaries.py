@@ -52,15 +52,18 @@ STEPS = 20
 
 
 class Exchanges(L.Callback):
-    """Counts what is summed over processes within steps, other than by DDP itself."""
+    """Counts what is summed over processes within steps, other than by DDP itself.
+
+    The sum and the number of values of a mean, two numbers, are not counted.
+    """
 
     def __init__(self) -> None:
         self.count, self.within = 0, False
         self.all_reduce = dist.all_reduce
 
-    def __call__(self, *args, **kwargs):
-        self.count += self.within
-        return self.all_reduce(*args, **kwargs)
+    def __call__(self, values, *args, **kwargs):
+        self.count += self.within and values.numel() > 2
+        return self.all_reduce(values, *args, **kwargs)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.within, dist.all_reduce = True, self
