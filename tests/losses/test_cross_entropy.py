@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from two_processes import in_two_processes
 
 from lightning_seg.losses.cross_entropy import CrossEntropy, cross_entropy
 
@@ -179,3 +180,30 @@ def test_float32_class_weights_work_with_double_logits():
 
 def test_class_weights_stay_out_of_the_checkpoint():
     assert CrossEntropy(class_weights=WEIGHTS).state_dict() == {}
+
+
+def test_two_processes_equal_one_with_all_images(tmp_path):
+    """Rank 0 has up to six times the labels of rank 1, which may have none, as may both."""
+    cases = []
+    for rows in ((6, 1), (3, 0), (0, 5), (0, 0), (6, 6)):
+        for smoothing in (0.0, 0.2):
+            for weights in (None, torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)):
+                logits = torch.randn(2, 2, 3, 6, 4, dtype=torch.float64)
+                target = torch.randint(3, (2, 2, 6, 4))
+                for rank, count in enumerate(rows):
+                    target[rank, :, count:] = 255
+                cases.append((logits, target, 255, weights, smoothing))
+    loss = "cross_entropy(leaf, labels, *rest, across_ranks=True)"
+    found = in_two_processes(cases, loss, "CrossEntropy(across_ranks=True)", tmp_path)
+    for (logits, target, _, weights, smoothing), *ranks in zip(cases, *found, strict=True):
+        leaf = logits.clone().requires_grad_()
+        options = {"weight": weights, "ignore_index": 255, "label_smoothing": smoothing}
+        sums = F.cross_entropy(leaf.flatten(0, 1), target.flatten(0, 1), reduction="sum", **options)
+        known = target[target != 255]
+        divisor = len(known) if weights is None else weights[known].sum()
+        expected = sums / max(divisor, 1e-30)
+        (gradient,) = torch.autograd.grad(expected, leaf)
+        for rank, (value, own) in enumerate(ranks):
+            assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+            # DDP averages: two gradients of their own images, divided by two
+            torch.testing.assert_close(own / 2, gradient[rank], rtol=1e-10, atol=1e-14)
