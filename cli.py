@@ -12,7 +12,7 @@ from lightning_seg.commands.parser import DESCRIPTION, ReadableParser
 from lightning_seg.commands.pieces import configs
 from lightning_seg.commands.pipeline import pipeline
 from lightning_seg.commands.trainer_verbs import SegmentationCLI
-from lightning_seg.processes import end_with_parent
+from lightning_seg.processes import end_with_parent, leave_group
 
 
 def main(args: list[str] | None = None) -> SegmentationCLI | int:
@@ -55,6 +55,7 @@ def run() -> None:
         code = main()
         # only the code is kept: trainer and process group end before the interpreter does
         code = code if isinstance(code, int) else 0
+        leave_group()
     sys.exit(code)
 
 

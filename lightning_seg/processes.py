@@ -14,6 +14,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def leave_group() -> None:
+    """End the communication with the other processes, where there is some.
+
+    Its threads would otherwise end with the interpreter, which now and then aborts the process
+    ("terminate called without an active exception") although all its work is done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def end_with_parent(interval: float = 1.0) -> None:
     """End this process soon after the process that has started it, at any moment of a run.
 
