@@ -98,7 +98,9 @@ def _pairs(words: Sequence[str]) -> list[list[str]]:
 
 
 def _after_fit(trainer: Trainer, words: Sequence[str]) -> str:
-    checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    keeper = trainer.checkpoint_callback
+    # a training that ends before its first validation has a last checkpoint only
+    checkpoint = getattr(keeper, "best_model_path", "") or getattr(keeper, "last_model_path", "")
     encoder, log = _callback(trainer, SaveEncoder).written, _log_folder(trainer)
     written = [_short(Path(each)) for each in (checkpoint, encoder, log) if each]
     where = f"written: {', '.join(written) or 'nothing'}"

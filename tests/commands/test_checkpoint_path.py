@@ -115,3 +115,13 @@ def test_a_resumed_training_keeps_the_rows_of_its_metrics(words: list[str], tmp_
     assert steps() == [0, 1]
     fit(words, *logger, "--trainer.max_epochs=2", "--ckpt_path=last")
     assert steps() == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+def test_a_training_without_a_validation_names_its_last_checkpoint(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = ["--data.train_size=8", "--trainer.max_steps=1"]
+    fit(words, *short)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert f"written: {last}; next: " in caplog.text
