@@ -213,8 +213,8 @@ class FolderDataModule(SegmentationDataModule):
         """Return one sentence about the values or colours of some masks, for an error."""
         files = self.layout.mask_files()
         for folder in self.layout.mask_folders():
-            if told := other_annotations(folder, masks=bool(files)):
-                return told
+            if other := other_annotations(folder, masks=bool(files)):
+                return other
         if not files:
             return f"No masks were found in {self.root}"
         chosen = spread(files, 16)

@@ -172,8 +172,8 @@ class FolderLayout:
             by_stem(listed, images, image_end, skip, others[0]),
             by_stem(listed if together else list_images(masks), masks, mask_end, skip, others[1]),
         )
-        if pairs.images and (told := other_annotations(masks, masks=bool(pairs.masks))):
-            raise DataError(told, option="masks")
+        if pairs.images and (other := other_annotations(masks, masks=bool(pairs.masks))):
+            raise DataError(other, option="masks")
         return pairs
 
     def _match(

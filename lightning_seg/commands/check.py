@@ -173,8 +173,8 @@ def _show(report: Report, colors: Any) -> None:
     if labeled:
         console.print(_class_table(report.class_names, labeled, colors))
     for note in report.notes:
-        told = in_flags(note, "data", ReadableParser.keys())
-        console.print(f"note: {told}", markup=False, highlight=False, soft_wrap=True)
+        shown = in_flags(note, "data", ReadableParser.keys())
+        console.print(f"note: {shown}", markup=False, highlight=False, soft_wrap=True)
     for defect in report.defects[:100]:
         message = in_flags(defect.message, "data", ReadableParser.keys())
         text = f"{defect.split}: {message}"

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_seg.errors import SetupError
-from lightning_seg.training.checkpoint_io import is_whole
+from lightning_seg.training.checkpoint_io import newest_whole
 
 UNTRAINED = "untrained"
 """The word that lets `validate`, `test` and `predict` use a network without a checkpoint."""
@@ -55,9 +55,7 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
 
 def newest(name: str, trainer: Trainer) -> Path | None:
     """Return the newest undamaged checkpoint in a run's folders whose name begins with a word."""
-    found = [path for path in _checkpoints(trainer) if path.stem.startswith(name)]
-    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return next(filter(is_whole, found), None)
+    return newest_whole(path for path in _checkpoints(trainer) if path.stem.startswith(name))
 
 
 def _required(name: str, trainer: Trainer) -> Path:

@@ -30,7 +30,7 @@ import lightning_seg
 from lightning_seg.commands.pieces import find_piece, find_pieces
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
-from lightning_seg.training.checkpoint_io import is_whole
+from lightning_seg.training.checkpoint_io import newest_whole
 
 ENCODER, SETTINGS, DONE = "encoder.pt", "settings.json", "done"
 
@@ -176,9 +176,7 @@ def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in a folder and the folders below; None without one."""
-    found = {path.resolve() for path in folder.rglob("*.ckpt") if path.exists()}
-    newest_first = sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return next(filter(is_whole, newest_first), None)
+    return newest_whole({path.resolve() for path in folder.rglob("*.ckpt") if path.exists()})
 
 
 def _without(words: list[str], option: str) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return content
 
 
-def is_whole(path: Path) -> bool:
+def newest_whole(paths: Iterable[Path]) -> Path | None:
+    """Return the newest undamaged checkpoint of some files; None without one."""
+    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next(filter(_is_whole, newest_first), None)
+
+
+def _is_whole(path: Path) -> bool:
     """Return whether a file is an undamaged checkpoint, as far as its checksums say."""
     try:
         if not is_archive(path):
