@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- made by docs/make_diagram.py -->\n", "<!-- end -->\n"
 PACKAGES = ("lightning_seg", "datamodules")
-GROUND = ("errors", "files", "numerics", "pictures", "processes", "signatures", "tensor_files")
+GROUND = (
+    "errors",
+    "files",
+    "numerics",
+    "pictures",
+    "processes",
+    "provenance",
+    "scores",
+    "signatures",
+    "tensor_files",
+)
 """Modules that import nothing of the project but each other."""
 
 

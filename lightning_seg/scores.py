@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import csv
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +79,17 @@ class Scores:
                 file,
                 ids=np.array(self.ids, "U"),
                 regions=np.array(self.regions),
-                counts=self.counts,
+                counts=self.counts.astype(np.int32),
             )
         _write_rows(folder / CLASSES, self._class_rows())
         _write_rows(folder / IMAGES, self._image_rows())
         with write_whole(folder / SUMMARY) as part:
-            text = json.dumps(_plain(self.summary), indent=1, ensure_ascii=False)
-            part.write_text(f"{text}\n", encoding="utf-8")
+            # a line for each entry: a matrix with a line for each number could not be read
+            lines = (
+                f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
+                for name, value in _plain(self.summary).items()
+            )
+            part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
     def _class_rows(self) -> Iterable[Sequence[Any]]:
         yield ["class", "pixels", "predicted", *self.regions]
@@ -126,9 +132,13 @@ def read_scores(folder: Path) -> Scores:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SetupError(f"{folder} holds no scores: {error.filename} is missing") from error
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise SetupError(f"the scores in {folder} cannot be read: {error}") from error
-    return Scores(ids.tolist(), regions.tolist(), counts.astype(np.int64), summary)
+    found = Scores(ids.tolist(), regions.tolist(), counts.astype(np.int64), summary)
+    expected = (len(found.ids), len(found.regions), len(found.classes), 3)
+    if counts.shape != expected:
+        raise SetupError(f"the counts in {folder} are {counts.shape}, and {expected} is expected")
+    return found
 
 
 def _write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:

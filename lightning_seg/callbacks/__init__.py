@@ -1,16 +1,18 @@
-"""Lightning callbacks: tables, pictures, files of predictions and encoders, configurations."""
+"""Lightning callbacks: tables, pictures, files of scores, predictions and encoders."""
 
 from lightning_seg.callbacks.complementary_sampling import ComplementarySampling
 from lightning_seg.callbacks.iou_table import IoUTable
 from lightning_seg.callbacks.prediction_writer import PredictionWriter
 from lightning_seg.callbacks.save_config import LoggedConfig
 from lightning_seg.callbacks.save_encoder import SaveEncoder
+from lightning_seg.callbacks.score_files import ScoreFiles
 from lightning_seg.callbacks.stop_on_signal import StopOnSignal
 from lightning_seg.callbacks.validation_pictures import ValidationPictures
 
 ON_EVERY_RUN = {
     "predictions": PredictionWriter,
     "iou_table": IoUTable,
+    "scores": ScoreFiles,
     "encoder_file": SaveEncoder,
     "pictures": ValidationPictures,
     "stop_on_signal": StopOnSignal,
@@ -24,6 +26,7 @@ __all__ = [
     "LoggedConfig",
     "PredictionWriter",
     "SaveEncoder",
+    "ScoreFiles",
     "StopOnSignal",
     "ValidationPictures",
 ]

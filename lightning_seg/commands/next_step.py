@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from lightning import Callback, Trainer
 
-from lightning_seg.callbacks import PredictionWriter, SaveEncoder, StopOnSignal
+from lightning_seg.callbacks import PredictionWriter, SaveEncoder, ScoreFiles, StopOnSignal
 from lightning_seg.commands.messages import in_flags
 from lightning_seg.commands.parser import ReadableParser
 from lightning_seg.training import PretrainingModule
@@ -41,8 +41,8 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         count = f"{writer.written} prediction{'s' * (writer.written != 1)}"
         written = f"written: {count} in {_short(folder)}"
         return f"{written}; next: open {_short(look)}" if writer.written else written
-    log = _log_folder(trainer)
-    where = f"written: the scores, in {_short(log)}" if log else "written: nothing"
+    scores = _callback(trainer, ScoreFiles).written or _log_folder(trainer)
+    where = f"written: the scores, in {_short(scores)}" if scores else "written: nothing"
     if isinstance(trainer.lightning_module, PretrainingModule):
         return where
     given = any(word.partition("=")[0] == "--data.predict" for word in words)

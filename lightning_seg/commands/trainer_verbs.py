@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
@@ -13,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_seg.callbacks import ON_EVERY_RUN
+from lightning_seg.callbacks import ON_EVERY_RUN, ScoreFiles
 from lightning_seg.callbacks.metrics_file import keep_rows
 from lightning_seg.commands.checkpoint_path import checkpoint_path
 from lightning_seg.commands.next_step import ending_signal, failures, next_step, resume_line
@@ -89,6 +90,9 @@ class SegmentationCLI(LightningCLI):
             SystemExit: With 143 after SIGTERM, with 130 after Ctrl-C, with 1 where `predict` could
                 not read an image and `on_bad_sample` is not `skip`.
         """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ScoreFiles):
+                callback.command = [Path(sys.argv[0]).name, *self._words]
         try:
             super()._run_subcommand(subcommand)
         except SystemExit as stop:

@@ -10,7 +10,13 @@ import torch
 import torch.distributed as dist
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from lightning_seg.metrics import SegmentationMetrics
+from lightning_seg.metrics import (
+    BoundaryFScore,
+    BoundaryIoU,
+    CalibrationError,
+    SegmentationMetrics,
+    TrimapIoU,
+)
 
 CLASSES = 5
 SCALARS = ("miou", "pixel_accuracy", "mean_accuracy", "fwiou")
@@ -195,21 +201,32 @@ def test_pickled_metric_goes_on_counting():
 SIZES_OF_RANKS = [(2, 1, 3), (4,)]
 
 
+def others(*batches):
+    """The scores of boundaries and of calibration; the confidence is the same at all pixels."""
+    metrics = [BoundaryIoU(CLASSES), TrimapIoU(CLASSES), BoundaryFScore(CLASSES)]
+    calibration = CalibrationError()
+    for prediction, target in batches:
+        for metric in metrics:
+            metric.update(prediction, target)
+        calibration.update(torch.full(target.shape, 0.7), prediction, target)
+    return [metric.compute() for metric in (*metrics, calibration)]
+
+
 def count_on_rank(rank, folder):
     """What each of the two processes does: update with its own batches, save what it computes."""
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.manual_seed(rank)
     batches = [make_batch(size) for size in SIZES_OF_RANKS[rank]]
-    torch.save((batches, scores(*batches)), f"{folder}/{rank}.pt")
+    torch.save((batches, [scores(*batches), *others(*batches)]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_with_uneven_batches_equal_one(tmp_path):
     torch.multiprocessing.spawn(count_on_rank, (str(tmp_path),), nprocs=2)
-    (batches, found), (others, also) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    expected = scores(*batches, *others)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    torch.testing.assert_close(also, expected, rtol=0, atol=0)
+    (batches, found), (more, also) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    expected = [scores(*batches, *more), *others(*batches, *more)]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(also, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("guess", [3, 7, -1])

@@ -13,6 +13,8 @@ from methods import PIECES
 from places import ROOT
 from two_processes import meeting_place, run_two
 
+from lightning_seg.scores import read_scores
+
 TINY = ["--model.network", "tiny.TinyNet", "--model.network.aux", "true", "--model.lr", "0.01"]
 SCENES = [
     "--data.image_size=[32,40]",
@@ -82,10 +84,15 @@ def test_two_processes_agree_and_score_like_one(tmp_path: Path, logged: list[str
             assert torch.equal(second[name], value), name
         assert torch.equal(trained[f"network.{name}"], value), name
 
-    rows = []
+    rows, found = [], []
     for name, processes in (("alone", []), ("together", two)):
         where = [word.replace(str(tmp_path), str(tmp_path / name)) for word in logged]
-        command("validate", *TINY, *SCENES, *QUIET, *where, *processes, f"--ckpt_path={checkpoint}")
+        files = [f"--scores.output_dir={tmp_path / name / 'scores'}", f"--ckpt_path={checkpoint}"]
+        command("validate", *TINY, *SCENES, *QUIET, *where, *processes, *files)
         rows.append(last_row(tmp_path / name))
+        found.append(read_scores(tmp_path / name / "scores"))
     assert "val/loss" in rows[0]
     assert rows[1] == pytest.approx(rows[0], abs=1e-6)
+    assert len(found[0].ids) == 7
+    assert found[1].ids == found[0].ids
+    assert (found[1].counts == found[0].counts).all()
