@@ -22,6 +22,7 @@ GROUND = (
     "provenance",
     "scores",
     "signatures",
+    "statistics",
     "tensor_files",
 )
 """Modules that import nothing of the project but each other."""

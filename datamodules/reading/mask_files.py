@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.errors import DataError, OptionError
+from datamodules.errors import DataError
 from datamodules.reading.decoding import Reading, decode_image, without_alpha
 from datamodules.reading.samples import (
     MAX_PIXELS,
@@ -134,13 +134,8 @@ def _palette(image: Image.Image) -> NDArray[np.uint8]:
 
 def _read_mat(path: Path) -> NDArray[np.integer]:
     """Read a mask of SBD, the Semantic Boundaries Dataset."""
-    try:
-        from scipy.io import loadmat  # no other file needs scipy
-    except ImportError as error:
-        raise OptionError(
-            f"{path} is a .mat file, which needs the package scipy: "
-            "pip install 'lightning-seg[sbd]'"
-        ) from error
+    from scipy.io import loadmat  # imported here, because few runs need it
+
     data = read_bytes(path)
     try:
         content = loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)

@@ -1,5 +1,4 @@
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,15 +207,6 @@ def test_a_wrong_value_in_a_mat_file_names_it(voc: Path, sbd: Path) -> None:
     savemat(sbd / "cls/g.mat", {"GTcls": {"Segmentation": np.full((5, 6), 40, np.uint8)}})
     with pytest.raises(DataError, match=r"g\.mat holds 40"):
         VOCDataModule(str(voc), train="trainaug", sbd=str(sbd)).setup("fit")
-
-
-def test_mat_files_without_scipy_name_the_package(
-    voc: Path, sbd: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    module = VOCDataModule(str(voc), train="trainaug", sbd=str(sbd), on_bad_sample="skip")
-    with pytest.raises(DataError, match=r"e\.mat is a \.mat file.*lightning-seg\[sbd\]"):
-        module.source("train")[2]
 
 
 def test_missing_extensions_say_what_to_download(voc: Path, sbd: Path, tmp_path: Path) -> None:
