@@ -1,4 +1,4 @@
-"""The command: `python cli.py {fit,validate,test,predict,check,pipeline,configs} ...`."""
+"""The command: `python cli.py VERB ...`; `--help` lists the verbs."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from datamodules import ImageDataModule, scan
 from lightning_seg import MethodModule
 from lightning_seg.callbacks import LoggedConfig
 from lightning_seg.commands.check import check
+from lightning_seg.commands.compare import compare
 from lightning_seg.commands.messages import plain_errors
 from lightning_seg.commands.parser import DESCRIPTION, ReadableParser
 from lightning_seg.commands.pieces import configs
@@ -28,6 +29,8 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["check"]:
         return check(words[1:], ImageDataModule, scan)
+    if words[:1] == ["compare"]:
+        return compare(words[1:])
     if words[:1] == ["pipeline"]:
         return pipeline(words[1:], main)
     if words[:1] == ["configs"]:

@@ -19,6 +19,7 @@ import cli
 from datamodules import ImageDataModule, SyntheticScenesDataModule, UnlabeledShards
 from datamodules.augmenting.steps import PRESETS
 from lightning_seg import SegmentationModule
+from lightning_seg.commands.compare import compare_parser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 METHODS = sorted((ROOT / "docs/methods").glob("*.md"))
@@ -49,6 +50,9 @@ def test_the_commands_of_a_page_parse(
     monkeypatch.chdir(tmp_path)  # where no configs are: those of the package are found
     for verb, *words in commands(page.read_text()):
         if verb in ("check", "configs"):
+            continue
+        if verb == "compare":
+            compare_parser().parse_args(words)
             continue
         with contextlib.suppress(SystemExit):  # with an error nothing is printed
             cli.main([verb, *words, "--print_config"])

@@ -153,8 +153,8 @@ def test_images_without_labels_change_nothing_but_the_scatter() -> None:
 
 def test_too_few_samples_for_the_level_are_refused() -> None:
     a, b = one_pair(10, 0)
-    with pytest.raises(SetupError, match=r"at least 200 .*\(option: samples=200\)"):
-        paired_differences([a], [b], samples=100)
+    with pytest.raises(SetupError, match=r"at least 100 .*\(option: samples=100\)"):
+        paired_differences([a], [b], samples=50)
 
 
 def false_alarms(repetitions: int, **options) -> tuple[float, float]:

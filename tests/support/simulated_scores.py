@@ -52,7 +52,8 @@ def simulated_sides(
             if kind == "failing":
                 noise = 0.7 * image_scatter * rng.standard_t(2, (images, classes))
                 noise -= 8 * (rng.random((images, 1)) < 0.03)
-            odds = 2 + difficulty + noise + shift + rng.normal(0, seed_scatter, classes)
+            noise += rng.normal(0, seed_scatter, classes)
+            odds = np.clip(2 + difficulty + noise + shift, -50, 50)
             side.append(_counts(truth, 1 / (1 + np.exp(-odds)), present))
     return sides
 
