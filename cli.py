@@ -12,6 +12,7 @@ from lightning_seg.commands.messages import plain_errors
 from lightning_seg.commands.parser import DESCRIPTION, ReadableParser
 from lightning_seg.commands.pieces import configs
 from lightning_seg.commands.pipeline import pipeline
+from lightning_seg.commands.report import report
 from lightning_seg.commands.trainer_verbs import SegmentationCLI
 from lightning_seg.processes import end_with_parent, leave_group
 
@@ -31,6 +32,8 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         return check(words[1:], ImageDataModule, scan)
     if words[:1] == ["compare"]:
         return compare(words[1:])
+    if words[:1] == ["report"]:
+        return report(words[1:])
     if words[:1] == ["pipeline"]:
         return pipeline(words[1:], main)
     if words[:1] == ["configs"]:

@@ -34,6 +34,7 @@ OPTIONS = " --model.help LMPModule and --data.help FolderDataModule list the opt
 OWN_VERBS = {
     "check": "Read the whole dataset once, and report what it holds and what is wrong with it.",
     "compare": "Say whether runs differ, paired by image and by seed, with intervals.",
+    "report": "Write one HTML page about a run, also against a baseline.",
     "pipeline": "Run several trainings, each of which starts from the encoder of the one before.",
     "configs": "List the pieces of configuration that come with the package.",
 }
