@@ -24,7 +24,7 @@ from lightning_seg.commands.report_charts import (
     reliability_chart,
     training_charts,
 )
-from lightning_seg.commands.report_images import image_groups, legend
+from lightning_seg.commands.report_images import image_groups, legend, listed_pictures
 from lightning_seg.commands.sides import VERBS_WITH_SCORES, Side, read_side, scores_folder
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
@@ -127,8 +127,8 @@ def read_run(folder: Path) -> Run:
         run.config = config.read_text(encoding="utf-8", errors="replace")
     else:
         run.missing.append((f"There is no {CONFIG}, so the configuration is not known.", ""))
-    if (path := run.folder / CURVES) != run.place / CURVES:
-        run.curves = read_curves(path)
+    if run.scores is None or run.place != run.folder:  # else it is the table of the classes
+        run.curves = read_curves(run.folder / CURVES)
     if not run.curves:
         text = f"There is no {CURVES} with curves of the training, which the CSV logger writes."
         run.missing.append((text, ""))
@@ -227,6 +227,8 @@ def _score_parts(run: Run, scores: Scores, other: Side | None) -> dict[str, Any]
         "names": scores.classes,
         "reliability": chart,
         "groups": groups,
+        "images": len(scores.ids),
+        "pictured": len(listed_pictures(scores, run.place)),
         "legend": legend(scores, shown),
     }
 

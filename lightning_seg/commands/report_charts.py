@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 34
 MOST_POINTS, MOST_LINES = 300, 5
 
 Points = list[tuple[float, float]]

@@ -50,7 +50,7 @@ def image_groups(
         folder: The folder of the scores, below which the pictures are.
         baseline: The scores of the baseline and their folder.
     """
-    listed = _listed(scores, folder)
+    listed = listed_pictures(scores, folder)
     values = _image_scores(scores)
     ranked = sorted((each for each in listed if each in values), key=values.__getitem__)
     before = _image_scores(baseline[0]) if baseline else {}
@@ -65,12 +65,12 @@ def image_groups(
         "Most changed against the baseline": changed[:EACH],
     }
     names = {name for group in chosen.values() for name in group}
-    earlier = _listed(baseline[0], baseline[1]) if baseline else {}
+    earlier = listed_pictures(baseline[0], baseline[1]) if baseline else {}
     table = _table(scores)
     for side in (512, 384, 256, 160):
         pictures, seen = {}, np.zeros(256, bool)
         for name in names:
-            extra = earlier.get(name, {}).get("prediction") if name in changed[:EACH] else None
+            extra = earlier.get(name, {}).get("prediction")
             pictures[name] = _views(listed[name], extra, table, side, seen)
         if sum(len(each) for views in pictures.values() for each in views.values()) <= BUDGET:
             break
@@ -86,7 +86,7 @@ def image_groups(
     return {heading: group for heading, group in groups.items() if group}, shown
 
 
-def _listed(scores: Scores, folder: Path) -> dict[str, dict[str, Path]]:
+def listed_pictures(scores: Scores, folder: Path) -> dict[str, dict[str, Path]]:
     """Return the files of the pictures by the id of the image; those that exist."""
     found = {}
     for each in _entries(scores.summary.get("pictures")):

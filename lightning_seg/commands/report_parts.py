@@ -158,8 +158,11 @@ def in_short(lines: list[Line], kind: str) -> str:
     if any(line.baseline for line in known):
         up = sum(line.verdict == BETTER for line in known)
         down = sum(bool(line.verdict) for line in known) - up
-        text += f" Against the baseline {up} are better and {down} are worse; of the others no "
-        text += "difference can be shown."
+        if up or down:
+            text += f" Against the baseline {up} are better and {down} are worse; of the others "
+            text += "no difference can be shown."
+        else:
+            text += " Against the baseline, no difference can be shown in any of them."
     return text
 
 
