@@ -20,6 +20,7 @@ from datamodules import ImageDataModule, SyntheticScenesDataModule, UnlabeledSha
 from datamodules.augmenting.steps import PRESETS
 from lightning_seg import SegmentationModule
 from lightning_seg.commands.compare import compare_parser
+from lightning_seg.commands.report import report_parser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 METHODS = sorted((ROOT / "docs/methods").glob("*.md"))
@@ -51,8 +52,8 @@ def test_the_commands_of_a_page_parse(
     for verb, *words in commands(page.read_text()):
         if verb in ("check", "configs"):
             continue
-        if verb == "compare":
-            compare_parser().parse_args(words)
+        if verb in ("compare", "report"):
+            {"compare": compare_parser, "report": report_parser}[verb]().parse_args(words)
             continue
         with contextlib.suppress(SystemExit):  # with an error nothing is printed
             cli.main([verb, *words, "--print_config"])
