@@ -47,7 +47,7 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         return where
     given = any(word.partition("=")[0] == "--data.predict" for word in words)
     more = [] if given else ["--data.predict", "FOLDER"]
-    return f"{where}; next: {_command('predict', [*words, *more])}"
+    return f"{where}; next: {as_typed('predict', [*words, *more])}"
 
 
 def failures(trainer: Trainer) -> str | None:
@@ -76,14 +76,14 @@ def resume_line(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
     # where none asked this process, SIGTERM has asked another one
     line = f"ended by {signal.Signals(ending_signal(trainer) or signal.SIGTERM).name}"
     if verb != "fit":
-        return f"{line}; to repeat it: {_command(verb, words)}"
+        return f"{line}; to repeat it: {as_typed(verb, words)}"
     line += f" after {trainer.global_step} steps"
     checkpoint = _callback(trainer, StopOnSignal).checkpoint
     if checkpoint is None:
         return f"{line}, without a new checkpoint"
     rest = [word for word in _pairs(words) if word[0].partition("=")[0] != "--ckpt_path"]
     options = [*(part for word in rest for part in word), "--ckpt_path", _short(checkpoint)]
-    return f"{line}; to go on: {_command(verb, options)}"
+    return f"{line}; to go on: {as_typed(verb, options)}"
 
 
 def _pairs(words: Sequence[str]) -> list[list[str]]:
@@ -112,7 +112,7 @@ def _after_fit(trainer: Trainer, words: Sequence[str]) -> str:
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     saved = folder / CONFIG
     options = ["-c", _short(saved)] if saved.is_file() else words
-    return f"{where}; next: {_command('test', [*options, '--ckpt_path', _short(Path(checkpoint))])}"
+    return f"{where}; next: {as_typed('test', [*options, '--ckpt_path', _short(Path(checkpoint))])}"
 
 
 def _log_folder(trainer: Trainer) -> Path | None:
@@ -125,7 +125,8 @@ def _callback(trainer: Trainer, kind: type[Kind]) -> Kind:
     return next(each for each in callbacks if isinstance(each, kind))
 
 
-def _command(verb: str, words: Sequence[str]) -> str:
+def as_typed(verb: str, words: Sequence[str]) -> str:
+    """Return the command of a verb, as it is typed to start this program."""
     program = Path(sys.argv[0]).name
     python = "python " if program.endswith(".py") else ""
     return f"{python}{program} {verb} {shlex.join(words)}"

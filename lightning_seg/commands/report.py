@@ -17,6 +17,7 @@ import numpy as np
 from lightning_seg import __version__
 from lightning_seg.commands import report_parts
 from lightning_seg.commands.comparison import Comparison, compare_sides, percent
+from lightning_seg.commands.next_step import as_typed
 from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.commands.report_charts import (
     Points,
@@ -147,9 +148,7 @@ def _test_command(folder: Path) -> str:
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"))
     best = [path for path in checkpoints if path.stem.startswith("best")] or checkpoints
     checkpoint = str(best[-1]) if best else "FILE"
-    return shlex.join(
-        ["lightning-seg", "test", "-c", str(folder / CONFIG), "--ckpt_path", checkpoint]
-    )
+    return as_typed("test", ["-c", str(folder / CONFIG), "--ckpt_path", checkpoint])
 
 
 def page(run: Run, baseline: Path | None) -> str:
@@ -275,4 +274,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 def _command(run: Run) -> str:
     words = run.scores.summary.get("command") if run.scores else None
-    return shlex.join(map(str, words)) if isinstance(words, list) else _test_command(run.folder)
+    if not isinstance(words, list) or not words:
+        return _test_command(run.folder)
+    python = ["python"] if str(words[0]).endswith(".py") else []
+    return shlex.join([*python, *map(str, words)])

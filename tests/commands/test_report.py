@@ -213,7 +213,7 @@ def test_an_interrupted_run_is_reported_with_what_is_there(
     content = (run / "metrics.csv").read_text()
     (run / "metrics.csv").write_text(content[: len(content) // 2] + "\n17,NaN,\x00,,")
     page = report(run)
-    command = f"lightning-seg test -c {run}/config.yaml --ckpt_path {run}/checkpoints/best.ckpt"
+    command = f" test -c {run}/config.yaml --ckpt_path {run}/checkpoints/best.ckpt"
     assert "There are no scores. This command makes them:" in page.text
     assert command in page.text
     assert command in capsys.readouterr().out
