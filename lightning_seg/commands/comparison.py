@@ -97,7 +97,8 @@ class Comparison:
         if not row.shown:
             between = f"between {self.baseline} and {self.other}"
             return f"No difference of mIoU can be shown {between}: {numbers}."
-        return f"{self.other} is {row.verdict} than {self.baseline}: {numbers}."
+        as_trained = ", as these two networks are trained" if self.runs == 1 else ""
+        return f"{self.other} is {row.verdict} than {self.baseline}{as_trained}: {numbers}."
 
     def _scope(self) -> str:
         if self.runs == 1:

@@ -57,7 +57,8 @@ def read_curves(path: Path) -> dict[str, Points]:
                 if (step := _number(row.get("step"))) is None:
                     continue
                 for name, text in row.items():
-                    value = _number(text) if name not in ("step", "epoch") else None
+                    used = name and name not in ("step", "epoch") and not name.startswith("test/")
+                    value = _number(text) if used else None
                     if name and value is not None:
                         curves.setdefault(name, []).append((step, value))
     except (OSError, csv.Error):

@@ -233,7 +233,8 @@ def _paired_runs(baseline: Side, other: Side) -> tuple[list[tuple[int, int]], li
         common = [seed for seed in first if seed in second]
         pairs = [(first.index(seed), second.index(seed)) for seed in common]
         if len(pairs) > 1 or (pairs and min(counts) == 1):
-            note = f"Runs are paired by their seeds {', '.join(map(str, common))}"
+            named = f"seed{'s' * (len(pairs) > 1)} {', '.join(map(str, common))}"
+            note = f"Runs are paired by their {named}"
             left = f"; {sum(counts) - 2 * len(pairs)} other runs are left out"
             return pairs, [note + left * (sum(counts) > 2 * len(pairs)) + "."]
     if counts[0] != counts[1]:

@@ -55,7 +55,7 @@ def test_a_planted_difference_is_shown(
     assert (first["images"], first["runs"], first["seeds_low"]) == ("60", "1", "")
     assert [row["score"] for row in rows[1:]] == scores[0].classes
     printed = capsys.readouterr().out
-    assert "b is better than a: +" in printed
+    assert "b is better than a, as these two networks are trained: +" in printed
     assert "not about training them again" in printed
     assert printed.splitlines()[-1].startswith("written: ")
     with Image.open(tmp_path / "out/compare.png") as plot:
