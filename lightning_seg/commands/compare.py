@@ -181,7 +181,7 @@ def _table(found: Comparison, rows: Sequence[Row], heading: str) -> Table:
     table.add_column(f"{percent(found.confidence)} over images", justify="right", no_wrap=True)
     if found.runs > 1:
         table.add_column("over runs", justify="right", no_wrap=True)
-    table.add_column("verdict")
+    table.add_column("verdict", min_width=13)
     styles = {"better": "green", "worse": "red"}
     for row in rows:
         values = [_score(row.baseline), _score(row.other), points(row.difference)]

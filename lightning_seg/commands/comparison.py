@@ -86,12 +86,14 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """Return what was found on the mIoU, and what the intervals are about."""
-        return [self._verdict(), self._scope(), *self.pairing.notes]
+        few = ["Fewer than six images cannot show a difference."] * (len(self.pairing.ids) < 6)
+        return [self._verdict(), *few, self._scope(), *self.pairing.notes]
 
     def _verdict(self) -> str:
         row, images = self.rows[0], len(self.pairing.ids)
         numbers = f"{points(row.difference)} points of mIoU"
-        numbers += f", {percent(self.confidence)} interval over {images} images {span(row.images)}"
+        numbers += f", {percent(self.confidence)} interval over {images} image{'s' * (images > 1)} "
+        numbers += span(row.images)
         if self.runs > 1:
             numbers += f", over {self.runs} pairs of runs {span(row.seeds)}"
         if not row.shown:

@@ -36,7 +36,7 @@ def scores_of_masks(
             f"{min(predicted)} and {min(true)}",
             option="masks",
         )
-    counts = []
+    counts, regions = [], [EVERYWHERE]
     for name in ids:
         mask, truth = read_mask(predicted[name]), read_mask(true[name])
         if mask.shape != truth.shape:
@@ -45,16 +45,16 @@ def scores_of_masks(
             )
         _require_classes(true[name], truth, len(classes), ignore_index)
         _require_classes(predicted[name], mask[truth != ignore_index], len(classes), ignore_index)
-        counts.append(list(counts_by_region(mask, truth, len(classes), ignore_index).values()))
-    return Scores(ids, [EVERYWHERE], np.array(counts), {"classes": classes})
+        found = counts_by_region(mask, truth, len(classes), ignore_index)
+        regions = list(found)
+        counts.append(list(found.values()))
+    return Scores(ids, regions, np.array(counts), {"classes": classes})
 
 
 def counts_by_region(
     mask: NDArray[np.uint8], truth: NDArray[np.uint8], num_classes: int, ignore_index: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Return the (C, 3) counts of one image by the name of the region.
-
-    The one region is all labelled pixels.
+    """Return the (C, 3) counts of one image by the name of the region, all labelled pixels first.
 
     Args:
         mask: (H, W) predicted class ids; `ignore_index` is no class.

@@ -155,6 +155,11 @@ def pair(baseline: Side, other: Side) -> Pairing:
         for run, place in zip(every, places, strict=True)
     ]
     _require_same_labels(ids, classes, counts, [*baseline.folders, *other.folders])
+    if not counts[0][:, 0, :, 2].any():
+        raise SetupError(
+            f"no image of both {baseline.name} and {other.name} has a labelled pixel",
+            option="sides",
+        )
     notes = []
     if (most := max(map(len, places))) > len(ids):
         notes.append(f"Of up to {most} images in a run, the {len(ids)} of all runs are compared.")

@@ -198,6 +198,8 @@ def damaged(run: Path, change: str) -> None:
         scores.ids = [f"other_{name}" for name in scores.ids]
     elif change == "labels":
         scores.counts[4, 0, 1, 2] += 9
+    elif change == "void":
+        scores.counts[:] = 0
     scores.write(run / "test")
     if change == "file":
         (run / "test/counts.npz").write_bytes(b"PK damaged")
@@ -210,6 +212,7 @@ def damaged(run: Path, change: str) -> None:
         ("count", r"b/test has 7 classes, and .* has 8"),
         ("images", r"a and b have no image in common: 0 and other_0"),
         ("labels", r"the labels of 4 differ: \d+ pixels of class_1 in .*b/test and \d+ in"),
+        ("void", r"the labels of 0 differ: 0 pixels of"),
         ("file", r"the scores in .*b/test cannot be read"),
     ],
 )
@@ -219,6 +222,22 @@ def test_runs_that_cannot_be_compared_are_one_message(
     damaged(two_runs[1], change)
     with pytest.raises(SetupError, match=said):
         compare(tmp_path / "out", *two_runs)
+
+
+def test_sides_without_labels_are_one_message_and_few_images_show_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (a,), (b,) = simulated_sides(np.random.default_rng(0), 5, planted=2.0)
+    empty = [write_scores(tmp_path / f"empty_{name}", np.zeros_like(a)) for name in "ab"]
+    with pytest.raises(SetupError, match="no image of both empty_a and empty_b has a labelled"):
+        compare(tmp_path / "out", *empty)
+    # images without labels beside others are no mistake
+    with_void = [np.concatenate([counts, np.zeros_like(a)]) for counts in (a, b)]
+    runs = [write_scores(tmp_path / n, c) for n, c in zip("ab", with_void, strict=True)]
+    assert compare(tmp_path / "out", *runs)[0]["images"] == "10"
+    few = [write_scores(tmp_path / n, c) for n, c in zip("cd", (a, b), strict=True)]
+    assert compare(tmp_path / "out", *few)[0]["verdict"] == "no difference can be shown"
+    assert "Fewer than six images cannot show a difference." in capsys.readouterr().out
 
 
 def test_mistakes_on_the_command_line_are_one_message(
