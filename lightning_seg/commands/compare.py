@@ -52,7 +52,7 @@ def compare(words: Sequence[str]) -> int:
     # closer to 1, no number of samples can show anything
     require_range(0.5, 0.999, confidence=options.confidence)
     if len(options.sides) < 2:
-        raise SetupError("compare needs at least two sides, the baseline first", option="sides")
+        raise SetupError("compare needs at least two sides, the baseline first")
     sides = _mask_sides(options) if options.masks else _run_sides(options.sides)
     baseline, *others = sides
     settings = (options.confidence, len(others), options.samples, options.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def scores_of_masks(
         SetupError: A folder has no masks, no mask belongs to another one, two masks that belong
             together differ in size, or a value is no class.
     """
-    predicted, true = mask_files(predictions, "sides"), mask_files(truths, "masks")
+    predicted, true = mask_files(predictions), mask_files(truths, ["masks"])
     ids = sorted(predicted.keys() & true.keys())
     if not ids:
         raise SetupError(
@@ -92,7 +93,7 @@ def class_names(given: str | None, folders: list[Path], ignore_index: int) -> li
         SetupError: The file cannot be read or is empty, or the number is not in [1, 255].
     """
     if given is None:
-        files = [file for folder in folders for file in mask_files(folder, "masks").values()]
+        files = [file for folder in folders for file in mask_files(folder).values()]
         largest = 0
         for file in files:
             values = np.unique(read_mask(file))
@@ -112,12 +113,12 @@ def class_names(given: str | None, folders: list[Path], ignore_index: int) -> li
     return names
 
 
-def mask_files(folder: Path, option: str) -> dict[str, Path]:
+def mask_files(folder: Path, option: Sequence[str] = ()) -> dict[str, Path]:
     """Return the PNG files of a folder, or of its `masks/`, by their path without suffix.
 
     Args:
         folder: The folder.
-        option: The option that names the folder.
+        option: The options to change where it holds none.
 
     Raises:
         SetupError: There are none.

@@ -112,7 +112,7 @@ def read_run(folder: Path) -> Run:
         SetupError: There is nothing.
     """
     if not folder.is_dir():
-        raise SetupError(f"there is no folder {folder}", option="run")
+        raise SetupError(f"there is no folder {folder}")
     run = Run(folder, folder)
     try:
         run.place = scores_folder(folder)
@@ -135,8 +135,7 @@ def read_run(folder: Path) -> Run:
         run.missing.append((text, ""))
     if run.scores is None and not run.config and not run.curves:
         raise SetupError(
-            f"there is nothing to report in {folder}: no scores, no {CONFIG} and no {CURVES}",
-            option="run",
+            f"there is nothing to report in {folder}: no scores, no {CONFIG} and no {CURVES}"
         )
     return run
 
@@ -188,7 +187,7 @@ def _baseline_side(run: Run, baseline: Path | None) -> Side | None:
     if baseline is None:
         return None
     if run.scores is None:
-        raise SetupError(f"{run.folder} has no scores to compare with a baseline", option="run")
+        raise SetupError(f"{run.folder} has no scores to compare with a baseline")
     name = "baseline" if baseline.resolve().name == run.folder.resolve().name else baseline.name
     return read_side(name, [baseline])
 

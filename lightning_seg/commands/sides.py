@@ -71,13 +71,11 @@ def folders_of(words: Sequence[str]) -> dict[str, list[Path]]:
         parts = [rest] if Path(rest).exists() else rest.split(",")
         folders = [path for part in parts for path in _matches(part.strip())]
         if twice := [str(path) for path in set(folders) if folders.count(path) > 1]:
-            raise SetupError(f"{twice[0]} stands twice in the side {word}", option="sides")
+            raise SetupError(f"{twice[0]} stands twice in the side {word}")
         sides.append((name, folders))
     names = [name or _short(folders[0], sides) for name, folders in sides]
     if twice := [name for name in set(names) if names.count(name) > 1]:
-        raise SetupError(
-            f"two sides have the name {twice[0]}; NAME=FOLDER gives a side a name", option="sides"
-        )
+        raise SetupError(f"two sides have the name {twice[0]}; NAME=FOLDER gives a side a name")
     return dict(zip(names, (folders for _, folders in sides), strict=True))
 
 
@@ -89,7 +87,7 @@ def _matches(part: str) -> list[Path]:
     pattern = path.relative_to(path.anchor)
     found = sorted(each for each in Path(path.anchor).glob(str(pattern)) if each.is_dir())
     if not found:
-        raise SetupError(f"there is no folder {part!r}", option="sides")
+        raise SetupError(f"there is no folder {part!r}")
     return found
 
 
@@ -114,8 +112,7 @@ def scores_folder(run: Path) -> Path:
             return folder
     raise SetupError(
         f"{run} holds no scores: neither it nor {run / 'test'} has a {COUNTS}, which the verbs "
-        "test and validate write",
-        option="sides",
+        "test and validate write"
     )
 
 
@@ -140,15 +137,14 @@ def pair(baseline: Side, other: Side) -> Pairing:
     classes = _common_classes(baseline, other)
     regions = [each for each in every[0].regions if all(each in run.regions for run in every)]
     if EVERYWHERE not in regions:
-        raise SetupError(f"a run has no counts of the region {EVERYWHERE}", option="sides")
+        raise SetupError(f"a run has no counts of the region {EVERYWHERE}")
     regions.sort(key=lambda name: name != EVERYWHERE)
     places = [{name: index for index, name in enumerate(run.ids)} for run in every]
     ids = [name for name in every[0].ids if all(name in each for each in places)]
     if not ids:
         raise SetupError(
             f"{baseline.name} and {other.name} have no image in common: "
-            f"{_first_id(every[0])} and {_first_id(other.runs[0])}",
-            option="sides",
+            f"{_first_id(every[0])} and {_first_id(other.runs[0])}"
         )
     counts = [
         run.counts[[place[name] for name in ids]][:, [run.regions.index(each) for each in regions]]
@@ -156,10 +152,7 @@ def pair(baseline: Side, other: Side) -> Pairing:
     ]
     _require_same_labels(ids, classes, counts, [*baseline.folders, *other.folders])
     if not counts[0][:, 0, :, 2].any():
-        raise SetupError(
-            f"no image of both {baseline.name} and {other.name} has a labelled pixel",
-            option="sides",
-        )
+        raise SetupError(f"no image of both {baseline.name} and {other.name} has a labelled pixel")
     notes = []
     if (most := max(map(len, places))) > len(ids):
         notes.append(f"Of up to {most} images in a run, the {len(ids)} of all runs are compared.")
@@ -188,9 +181,7 @@ def _common_classes(baseline: Side, other: Side) -> list[str]:
             found = f"{names[0]} as class {index}, and {folders[0]} has {names[1]}"
         else:
             continue
-        raise SetupError(
-            f"runs with other classes cannot be compared: {folder} has {found}", option="sides"
-        )
+        raise SetupError(f"runs with other classes cannot be compared: {folder} has {found}")
     return expected
 
 
@@ -209,8 +200,7 @@ def _require_same_labels(
         raise SetupError(
             f"the labels of {ids[image]} differ: {here} pixels of {_shortened(classes[index])} in "
             f"{folder} and {there} in {folders[0]}. Both runs must be tested on the same masks at "
-            "the same size",
-            option="sides",
+            "the same size"
         )
 
 
@@ -245,8 +235,7 @@ def _paired_runs(baseline: Side, other: Side) -> tuple[list[tuple[int, int]], li
     if counts[0] != counts[1]:
         raise SetupError(
             f"{counts[0]} runs of {baseline.name} and {counts[1]} of {other.name} cannot be "
-            "paired: they have no common seeds, so their numbers must be equal",
-            option="sides",
+            "paired: they have no common seeds, so their numbers must be equal"
         )
     why = "their seeds differ" if known else "a seed is not known"
     return [(i, i) for i in range(counts[0])], [f"Runs are paired in their order, because {why}."]
