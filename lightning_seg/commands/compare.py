@@ -174,9 +174,9 @@ def _show(found: Comparison, console: Console) -> None:
 
 def _table(found: Comparison, rows: Sequence[Row], heading: str) -> Table:
     table = Table()
-    table.add_column(heading, overflow="fold", max_width=44)
+    table.add_column(heading, overflow="fold", min_width=16, max_width=44)
     for name in (found.baseline, found.other):
-        table.add_column(_shortened(name, 24), justify="right", no_wrap=True)
+        table.add_column(_shortened(name, 24), justify="right", overflow="fold", min_width=6)
     table.add_column("difference", justify="right", no_wrap=True)
     table.add_column(f"{percent(found.confidence)} over images", justify="right", no_wrap=True)
     if found.runs > 1:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from lightning_seg.callbacks.score_files import image_counts, regions
 from lightning_seg.errors import SetupError, require_range
-from lightning_seg.scores import EVERYWHERE, Scores
+from lightning_seg.scores import Scores
 
 
 def scores_of_masks(
@@ -37,7 +39,7 @@ def scores_of_masks(
             f"{min(predicted)} and {min(true)}",
             option="masks",
         )
-    counts, regions = [], [EVERYWHERE]
+    counts = []
     for name in ids:
         mask, truth = read_mask(predicted[name]), read_mask(true[name])
         if mask.shape != truth.shape:
@@ -46,16 +48,14 @@ def scores_of_masks(
             )
         _require_classes(true[name], truth, len(classes), ignore_index)
         _require_classes(predicted[name], mask[truth != ignore_index], len(classes), ignore_index)
-        found = counts_by_region(mask, truth, len(classes), ignore_index)
-        regions = list(found)
-        counts.append(list(found.values()))
-    return Scores(ids, regions, np.array(counts), {"classes": classes})
+        counts.append(mask_counts(mask, truth, len(classes), ignore_index))
+    return Scores(ids, regions(), np.stack(counts), {"classes": classes})
 
 
-def counts_by_region(
+def mask_counts(
     mask: NDArray[np.uint8], truth: NDArray[np.uint8], num_classes: int, ignore_index: int
-) -> dict[str, NDArray[np.int64]]:
-    """Return the (C, 3) counts of one image by the name of the region, all labelled pixels first.
+) -> NDArray[np.int64]:
+    """Return the (R, C, 3) counts of one image in the regions of `test`.
 
     Args:
         mask: (H, W) predicted class ids; `ignore_index` is no class.
@@ -67,17 +67,14 @@ def counts_by_region(
         Three of four pixels are labelled. Class 0 is right at one of two pixels.
 
         >>> mask, truth = np.array([[0, 1], [1, 0]]), np.array([[0, 0], [1, 255]])
-        >>> counts_by_region(mask, truth, 2, 255)["iou"].tolist()
+        >>> mask_counts(mask, truth, 2, 255)[0].tolist()
         [[1, 1, 2], [1, 2, 1]]
     """
-    labeled = truth != ignore_index
-    mask, truth = mask[labeled], truth[labeled]
-    # (pixels,) -> (C,) each; bins of other values are cut off
-    hits, predicted, true = (
-        np.bincount(each, minlength=num_classes)[:num_classes]
-        for each in (truth[mask == truth], mask, truth)
-    )
-    return {EVERYWHERE: np.stack([hits, predicted, true], -1)}
+    # "no class" is counted as one more class, which is left out afterwards
+    known = np.where(mask == ignore_index, num_classes, mask)
+    maps = [torch.from_numpy(each.astype(np.int16))[None] for each in (known, truth)]
+    found = image_counts(maps[0], maps[1], num_classes + 1, ignore_index)
+    return found[0, :, :num_classes].numpy()
 
 
 def class_names(given: str | None, folders: list[Path], ignore_index: int) -> list[str]:

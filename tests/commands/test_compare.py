@@ -16,7 +16,7 @@ from simulated_scores import simulated_sides
 
 import cli
 from lightning_seg import SetupError
-from lightning_seg.commands.mask_folders import counts_by_region
+from lightning_seg.commands.mask_folders import mask_counts
 from lightning_seg.scores import Scores, read_scores
 
 
@@ -296,8 +296,11 @@ def test_folders_of_predicted_masks_are_compared(
     masks = write_masks(tmp_path / "truth", truths)
     sides = write_masks(tmp_path / "p1/masks", wrong).parent, write_masks(tmp_path / "p2", right)
     rows = compare(tmp_path / "out", *sides, f"--masks={masks}")
-    assert [row["score"] for row in rows] == ["mIoU", "class_0", "class_1", "class_2"]
-    for index, row in enumerate(rows[1:]):
+    means = [row["score"] for row in rows if row["kind"] == "mean"]
+    assert means[:3] == ["mIoU", "boundary IoU", "mIoU within 1 px"]
+    classes = [row for row in rows if row["kind"] == "class"]
+    assert [row["score"] for row in classes] == ["class_0", "class_1", "class_2"]
+    for index, row in enumerate(classes):
         pairs = [
             (wrong[name] == index, truths[name] == index, truths[name] != 255) for name in truths
         ]
@@ -308,12 +311,15 @@ def test_folders_of_predicted_masks_are_compared(
     assert rows[0]["verdict"] == "better"
     (tmp_path / "names.txt").write_text("sky\nroad, wet\ntree\n")
     named = compare(tmp_path / "out", *sides, f"--masks={masks}", f"--classes={tmp_path}/names.txt")
-    assert [row["score"] for row in named[1:]] == ["sky", "road, wet", "tree"]
+    assert [row["score"] for row in named[-3:]] == ["sky", "road, wet", "tree"]
 
 
 def test_a_prediction_of_void_is_no_class_and_a_void_label_does_not_count() -> None:
     mask, truth = np.array([[255, 1, 0]], np.uint8), np.array([[0, 255, 0]], np.uint8)
-    assert counts_by_region(mask, truth, 2, 255)["iou"].tolist() == [[1, 1, 2], [0, 0, 0]]
+    for void in (255, 2, 0):  # beyond, beside and among the classes
+        masks = [np.where(each == 255, void, each + (void == 0)) for each in (mask, truth)]
+        counts = mask_counts(*masks, 2 + (void == 0), void)[0]
+        assert counts[int(void == 0) :].tolist() == [[1, 1, 2], [0, 0, 0]]
 
 
 @pytest.mark.parametrize(
