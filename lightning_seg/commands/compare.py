@@ -174,14 +174,14 @@ def _show(found: Comparison, console: Console) -> None:
 
 def _table(found: Comparison, rows: Sequence[Row], heading: str) -> Table:
     table = Table()
-    table.add_column(heading, overflow="fold", min_width=16, max_width=44)
+    table.add_column(heading, overflow="fold", min_width=12, max_width=44)
     for name in (found.baseline, found.other):
         table.add_column(_shortened(name, 24), justify="right", overflow="fold", min_width=6)
     table.add_column("difference", justify="right", no_wrap=True)
     table.add_column(f"{percent(found.confidence)} over images", justify="right", no_wrap=True)
     if found.runs > 1:
         table.add_column("over runs", justify="right", no_wrap=True)
-    table.add_column("verdict", min_width=13)
+    table.add_column("verdict", min_width=10)
     styles = {"better": "green", "worse": "red"}
     for row in rows:
         values = [_score(row.baseline), _score(row.other), points(row.difference)]
