@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -65,6 +66,8 @@ def compare(words: Sequence[str]) -> int:
     except OSError as error:
         raise SetupError(f"{output} cannot be written to: {error}", option="output") from error
     console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width
+        console.width = max(console.width, 110)
     for comparison in found:
         _show(comparison, console)
     if len(found) > 1:
@@ -173,20 +176,20 @@ def _show(found: Comparison, console: Console) -> None:
 
 
 def _table(found: Comparison, rows: Sequence[Row], heading: str) -> Table:
-    table = Table()
-    table.add_column(heading, overflow="fold", min_width=12, max_width=44)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
+    table.add_column(heading, overflow="fold", min_width=17, max_width=44)
     for name in (found.baseline, found.other):
-        table.add_column(_shortened(name, 24), justify="right", overflow="fold", min_width=6)
-    table.add_column("difference", justify="right", no_wrap=True)
+        table.add_column(_shortened(name, 24), justify="right", overflow="fold", max_width=10)
+    table.add_column("points", justify="right", no_wrap=True)
     table.add_column(f"{percent(found.confidence)} over images", justify="right", no_wrap=True)
     if found.runs > 1:
         table.add_column("over runs", justify="right", no_wrap=True)
-    table.add_column("verdict", min_width=10)
+    table.add_column("verdict", no_wrap=True)
     styles = {"better": "green", "worse": "red"}
     for row in rows:
         values = [_score(row.baseline), _score(row.other), points(row.difference)]
         values += [span(row.images)] + [span(row.seeds)] * (found.runs > 1)
-        verdict = Text(row.verdict, styles.get(row.verdict, ""))
+        verdict = Text(row.verdict if row.shown else "not shown", styles.get(row.verdict, ""))
         table.add_row(Text(_shortened(row.name, 80)), *map(Text, values), verdict)
     return table
 
