@@ -91,14 +91,19 @@ def bands(scores: Scores, comparison: Comparison | None) -> list[Line]:
 
 
 def class_lines(scores: Scores, comparison: Comparison | None) -> list[Line]:
-    """Return the IoU of every class, the highest first and absent classes last."""
+    """Return the IoU of every class.
+
+    Classes that differ from the baseline come first, then the highest IoU, and absent ones last.
+    """
     if comparison is not None:
         lines = [_compared(row) for row in comparison.rows if row.is_class]
     else:
         lines = [_alone(*each) for each in zip(scores.classes, scores.iou().tolist(), strict=True)]
     for line, color in zip(lines, palette_of(scores), strict=True):
         line.color = color
-    return sorted(lines, key=lambda line: -1.0 if line.share is None else line.share, reverse=True)
+    return sorted(
+        lines, key=lambda line: (not line.verdict, 1.0 if line.share is None else -line.share)
+    )
 
 
 def _alone(name: str, value: float) -> Line:
