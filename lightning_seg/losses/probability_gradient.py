@@ -9,6 +9,11 @@ directions d,
 
 where * is cross-correlation with replicated borders. K of size 3 is half of Sobel's operator.
 
+Beyond the paper, a term against false edges can be added: with the mean over the labelled pixels x
+at which no label changes,
+
+    L + w mean_x sum_c,d (K_d * P_c)(x)^2
+
 Convolution-based Probability Gradient Loss for Semantic Segmentation (2024, arXiv 2404.06704).
 
 Differences from the authors' code: the test (K_d * Y_c)(x) != 0 is computed in integers, because in
@@ -18,6 +23,7 @@ NaN in the authors' code.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -25,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lightning_seg.errors import SetupError, require_one_of
+from lightning_seg.errors import SetupError, require_one_of, require_range
+from lightning_seg.losses.false_edges import FlatSum, flat_pixels
 from lightning_seg.losses.label_gradients import (
     EdgeKernel,
     Entries,
@@ -46,6 +53,7 @@ def probability_gradient_loss(
     normalize: bool = False,
     across_ranks: bool = False,
     form: Literal["auto", "sparse", "dense"] = "auto",
+    false_edges: float = 0.0,
 ) -> Tensor:
     """Return the mean squared difference of the gradients of probabilities and labels.
 
@@ -65,12 +73,15 @@ def probability_gradient_loss(
             gradients, which DDP takes, is then the gradient of one process with all images.
         form: `sparse` visits only the entries of the sum, `dense` convolves all pixels and is
             deterministic on GPUs, `auto` is `sparse` on CPUs and `dense` elsewhere.
+        false_edges: Weight w of the term against false edges, at least 0. The term is not the
+            paper's: it is the mean, over the labelled pixels without an entry, of the squared
+            gradients of all class probabilities. The pixels are those that `void` lets count.
 
     Returns:
-        A scalar, at least 0; 0 with a zero gradient where no label changes.
+        A scalar, at least 0; 0 with a zero gradient where no label changes and `false_edges` is 0.
 
     Raises:
-        SetupError: `kernel_size` or `void` is none of the choices.
+        SetupError: `kernel_size` or `void` is none of the choices, or `false_edges` is negative.
         ValueError: The shapes do not fit.
         IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
 
@@ -81,23 +92,66 @@ def probability_gradient_loss(
         >>> target = torch.tensor([[[0, 1], [0, 1]]])
         >>> probability_gradient_loss(torch.zeros(1, 2, 2, 2), target)
         tensor(4.)
+
+        Probabilities of 1/2 that rise to almost 1 where the labels stay the same, in one row. The
+        gradients of both classes are 2 (1 - 1/2) and -1 at two of the four pixels: the mean over
+        the pixels is (1 + 1) 2 / 4.
+
+        >>> logits = torch.zeros(1, 2, 1, 4)
+        >>> logits[0, 0, 0, 2:] = 99
+        >>> flat = torch.zeros(1, 1, 4, dtype=torch.int64)
+        >>> probability_gradient_loss(logits, flat, false_edges=1.0)
+        tensor(1.)
+    """
+    edges, false = probability_gradient_terms(
+        logits, target, kernel_size, void, ignore_index, normalize, across_ranks, form, false_edges
+    )
+    return edges if false is None else edges + false_edges * false
+
+
+def probability_gradient_terms(
+    logits: Tensor,
+    target: Tensor,
+    kernel_size: int = 3,
+    void: VoidRule = "strict",
+    ignore_index: int = 255,
+    normalize: bool = False,
+    across_ranks: bool = False,
+    form: Literal["auto", "sparse", "dense"] = "auto",
+    false_edges: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of the paper, and the term against false edges without its weight.
+
+    The arguments are those of `probability_gradient_loss`. The second value is None where
+    `false_edges` is 0.
     """
     require_fit(logits, target)
     _require(kernel_size, void)
+    require_range(0, math.inf, false_edges=false_edges)
     logits = at_least_float32(logits)
     _require_classes(target, logits.shape[1], ignore_index)
     kernel = EdgeKernel.of(kernel_size, normalize, logits)
     # (B, H, W) labels with -1 for void, and the pixels that may have entries
     labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
+    false: tuple[Tensor, Tensor] | None = None
     with torch.autocast(logits.device.type, enabled=False):
         if form == "sparse" or (form == "auto" and logits.device.type == "cpu"):
             entries = find_entries(labels, candidates, kernel)
             # scalars: the sum of squares over all entries, and the number of entries
             total: Tensor = _SparseSum.apply(logits, entries, kernel.value)
             count = entries.counts.sum()
+            if false_edges > 0:
+                flat = flat_pixels(labels, candidates, entries, kernel)
+                known = labels >= 0 if candidates is None else None
+                false = FlatSum.apply(logits, flat, known, kernel), flat.sum()
         else:
-            total, count = _dense_sum(logits, labels, candidates, kernel)
-    return mean_of(total, count, across_ranks)
+            squares, masks, flat = _dense_squares(logits, labels, candidates, kernel)
+            total, count = (squares * masks).sum(), masks.sum()
+            if false_edges > 0:
+                # where no label changes, the difference of gradients is that of the probabilities
+                false = (squares * flat[:, None, None]).sum(), flat.sum()
+    edges = mean_of(total, count, across_ranks)
+    return edges, None if false is None else mean_of(*false, across_ranks)
 
 
 def boundary_pixels(
@@ -195,10 +249,15 @@ class _SparseSum(torch.autograd.Function):
         return gradient.view(ctx.shape), None, None
 
 
-def _dense_sum(
+def _dense_squares(
     logits: Tensor, labels: Tensor, candidates: Tensor | None, kernel: EdgeKernel
-) -> tuple[Tensor, Tensor]:
-    """Return the sum of squares and the number of entries, by convolution of all class maps."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the squared differences of all gradients, by convolution of all class maps.
+
+    Returns:
+        (B, C, 2, H, W) squares, bool of that shape where an entry is, and (B, H, W) bool where a
+        pixel may have an entry and has none.
+    """
     classes = logits.shape[1]
     if candidates is None:
         # Void pixels are in no window that counts. Zeros keep NaN in their logits from spreading.
@@ -210,7 +269,7 @@ def _dense_sum(
     with torch.no_grad():  # (B, C, 2, H, W)
         masks = (_convolve(truth, kernel.integer, kernel.size) != 0) & candidates[:, None, None]
     gradient = _convolve(logits.softmax(1) - truth, kernel.value, kernel.size)
-    return (gradient.square() * masks).sum(), masks.sum()
+    return gradient.square(), masks, candidates & ~masks.any(2).any(1)
 
 
 def _convolve(maps: Tensor, kernel: Tensor, size: int) -> Tensor:
@@ -248,9 +307,12 @@ class ProbabilityGradientLoss(nn.Module):
         across_ranks: In training mode, average over the entries of all processes.
         form: `sparse` visits only the entries of the sum, `dense` convolves all pixels and is
             deterministic on GPUs, `auto` is `sparse` on CPUs and `dense` elsewhere.
+        false_edges: Weight of the term against false edges, at least 0, which is not the paper's:
+            the mean, over the labelled pixels at which no label changes, of the squared gradients
+            of all class probabilities.
 
     Raises:
-        SetupError: `kernel_size` or `void` is none of the choices.
+        SetupError: `kernel_size` or `void` is none of the choices, or `false_edges` is negative.
 
     Shape:
         (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
@@ -269,15 +331,18 @@ class ProbabilityGradientLoss(nn.Module):
         normalize: bool = False,
         across_ranks: bool = False,
         form: Literal["auto", "sparse", "dense"] = "auto",
+        false_edges: float = 0.0,
     ) -> None:
         super().__init__()
         _require(kernel_size, void)
+        require_range(0, math.inf, false_edges=false_edges)
         self.kernel_size = kernel_size
         self.void: VoidRule = void
         self.ignore_index = ignore_index
         self.normalize = normalize
         self.across_ranks = across_ranks
         self.form: Literal["auto", "sparse", "dense"] = form
+        self.false_edges = false_edges
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss; see `probability_gradient_loss`.
@@ -289,7 +354,20 @@ class ProbabilityGradientLoss(nn.Module):
         Returns:
             A scalar, at least 0.
         """
-        return probability_gradient_loss(
+        edges, false = self.terms(logits, target)
+        return edges if false is None else edges + self.false_edges * false
+
+    def terms(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of the paper, and the term against false edges without its weight.
+
+        Args:
+            logits: (B, C, H, W), any floating dtype.
+            target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
+
+        Returns:
+            Two scalars; the second is None where `false_edges` is 0.
+        """
+        return probability_gradient_terms(
             logits,
             target,
             self.kernel_size,
@@ -298,6 +376,7 @@ class ProbabilityGradientLoss(nn.Module):
             self.normalize,
             self.across_ranks and self.training,
             self.form,
+            self.false_edges,
         )
 
     def boundary(self, target: Tensor) -> Tensor:

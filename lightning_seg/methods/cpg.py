@@ -10,6 +10,11 @@ are made equal, which sharpens boundaries that per-pixel losses leave blurred:
 Convolution-based Probability Gradient Loss for Semantic Segmentation (2024, arXiv 2404.06704). The
 network does not change, and predictions cost nothing more.
 
+Beyond the paper, `false_edges` w adds a term against edges where the labels have none. It is the
+mean over the labelled pixels x without an edge of the labels:
+
+    L + lambda_cpg w mean_x sum_c,d (K_d * P_c)(x)^2
+
 Differences from the authors' code: the loss is 0 instead of NaN where there is no boundary; void
 pixels make no edges unless `void: reference` asks for it; boundaries are found on integers. The
 weight lambda_cpg = 1 is a default chosen here.
@@ -32,8 +37,9 @@ from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 class CPGModule(SegmentationModule):
     """Supervised training with a loss of pixels and the probability gradient loss.
 
-    Logs `loss`, `loss_pixel` and `loss_cpg`; the steps that are logged also have `boundary`, the
-    share of the labelled pixels that lie at a boundary.
+    Logs `loss`, `loss_pixel` and `loss_cpg`, and with `false_edges` also `loss_false_edges`, its
+    term without the weights. The steps that are logged also have `boundary`, the share of the
+    labelled pixels that lie at a boundary.
 
     Args:
         network: The network, or a function from the number of classes to it; None takes `LRASPP`.
@@ -41,6 +47,8 @@ class CPGModule(SegmentationModule):
         pixel_loss: The loss of pixels, a module (logits, class ids) -> scalar such as
             `LossMaxPooling`; None takes `CrossEntropy`.
         lambda_cpg: Weight of the probability gradient loss, at least 0.
+        false_edges: Weight, relative to `lambda_cpg`, of the term against false edges, at least 0.
+            The term is not the paper's.
         kernel_size: Side of the edge kernel in pixels: 3, 5 or 7.
         void: Effect of void pixels in a window: `strict` excludes the window, `reference` lets void
             make edges as in the authors' code, `nearest` takes the nearest label.
@@ -60,6 +68,7 @@ class CPGModule(SegmentationModule):
         num_classes: int,
         pixel_loss: nn.Module | None = None,
         lambda_cpg: float = 1.0,
+        false_edges: float = 0.0,
         kernel_size: Literal[3, 5, 7] = 3,
         void: Literal["strict", "reference", "nearest"] = "strict",
         normalize: bool = False,
@@ -71,24 +80,45 @@ class CPGModule(SegmentationModule):
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_cpg = lambda_cpg
         self.on_aux = on_aux
-        self.cpg = ProbabilityGradientLoss(kernel_size, void, self.ignore_index, normalize)
+        self.cpg = ProbabilityGradientLoss(
+            kernel_size, void, self.ignore_index, normalize, false_edges=false_edges
+        )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""
         batch = labeled_part(batch)
         outputs, target = self.outputs(batch["image"]), batch["mask"]
         losses = self.supervised_losses(outputs, target)
-        pixels = losses["loss"]
-        cpg: Tensor = self.cpg(outputs["out"][0], target)
-        if self.on_aux:
-            for logits in outputs["aux"]:
-                cpg = cpg + self.lambda_aux * self.cpg(logits, target)
+        pixels, terms = losses["loss"], self.edge_terms(outputs, target)
+        cpg = terms["cpg"]
+        if "false_edges" in terms:
+            cpg = cpg + self.cpg.false_edges * terms["false_edges"]
         total = pixels + self.lambda_cpg * cpg
-        losses |= {"loss": total, "loss_pixel": pixels.detach(), "loss_cpg": cpg.detach()}
+        losses |= {"loss": total, "loss_pixel": pixels.detach()}
+        losses |= {f"loss_{name}": term.detach() for name, term in terms.items()}
         if self.logs_now():
             losses["boundary"] = self.boundary_share(target)
         self.log_training(losses, batch)
         return total
+
+    def edge_terms(self, outputs: dict[str, list[Tensor]], target: Tensor) -> dict[str, Tensor]:
+        """Return `cpg`, the paper's loss, and `false_edges` where it has a weight, as scalars.
+
+        Args:
+            outputs: The logits that `outputs` returned; those of `aux` count with `on_aux`.
+            target: (B, H, W) class ids.
+        """
+        found: dict[str, Tensor] = {}
+        aux = outputs["aux"] if self.on_aux else []
+        for factor, logits in (
+            (1.0, outputs["out"][0]),
+            *((self.lambda_aux, each) for each in aux),
+        ):
+            edges, false = self.cpg.terms(logits, target)
+            for name, term in (("cpg", edges), ("false_edges", false)):
+                if term is not None:
+                    found[name] = found[name] + factor * term if name in found else term
+        return found
 
     @torch.no_grad()
     def boundary_share(self, target: Tensor) -> Tensor:

@@ -92,6 +92,28 @@ def reference(logits, target, kernel_size=3, void="strict", ignore_index=255, no
     return squares.sum() / max(len(squares), 1) / scale**2
 
 
+def flat_reference(
+    logits, target, kernel_size=3, void="strict", ignore_index=255, normalize=False, **_
+):
+    """The mean, over the pixels that may have entries and have none, of all squared gradients."""
+    classes = logits.shape[1]
+    _, entries = truth(target, classes, kernel_size, void, ignore_index)
+    allowed = target != ignore_index
+    if void == "strict":
+        reach = kernel_size // 2
+        for b, y, x in (target == ignore_index).nonzero().tolist():
+            allowed[b, max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = False
+    flat = allowed & ~entries.any(2).any(1)
+    squares = gradients(logits.double().softmax(1), kernel_size).square().sum((1, 2))[flat]
+    scale = kernel_of(kernel_size).clamp(min=0).sum() if normalize else 1.0
+    return squares.sum() / max(len(squares), 1) / scale**2
+
+
+def whole_reference(logits, target, false_edges=0.0, **options):
+    edges = reference(logits, target, **options)
+    return edges + false_edges * flat_reference(logits, target, **options)
+
+
 def value_and_gradient(loss, logits, target, **options):
     leaf = logits.detach().clone().requires_grad_()
     value = loss(leaf, target, **options)
@@ -599,12 +621,13 @@ def test_two_processes_equal_one_with_all_images(tmp_path):
                 logits, target = (torch.stack(each) for each in zip(*parts, strict=True))
                 for rank in flat:  # a process without an edge
                     target[rank] = 1 if rank else 255
-                cases.append((logits, target, {"void": void, "form": form}))
+                weight = 0.5 * (len(cases) % 2)
+                cases.append((logits, target, {"void": void, "form": form, "false_edges": weight}))
     loss = "probability_gradient_loss(leaf, labels, **rest[0], across_ranks=True)"
     found = in_two_processes(cases, loss, "ProbabilityGradientLoss(across_ranks=True)", tmp_path)
     for (logits, target, options), *ranks in zip(cases, *found, strict=True):
         expected, gradient = value_and_gradient(
-            lambda values, labels, **options: reference(
+            lambda values, labels, **options: whole_reference(
                 values.flatten(0, 1), labels.flatten(0, 1), **options
             ),
             logits,
@@ -616,3 +639,96 @@ def test_two_processes_equal_one_with_all_images(tmp_path):
         torch.testing.assert_close(together, gradient, rtol=1e-9, atol=1e-12)
         mean = sum(value.item() for value, _ in ranks) / 2
         assert mean == pytest.approx(expected.item(), rel=1e-9)
+
+
+# The term against false edges
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("void", VOID)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_false_edges_equal_the_reference(size, void, form, normalize):
+    for shape, classes in (((2, 13, 17), 5), ((1, 24, 31), 2), ((1, 2, 3), 3), ((2, 9, 1), 70)):
+        logits, target = scene(shape, classes, void=0.05)
+        options = {"kernel_size": size, "void": void, "normalize": normalize}
+        value, gradient = value_and_gradient(
+            probability_gradient_loss, logits, target, form=form, false_edges=0.7, **options
+        )
+
+        wanted, slope = value_and_gradient(
+            whole_reference, logits, target, false_edges=0.7, **options
+        )
+        torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(gradient, slope, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", SIZES)
+def test_false_edges_pass_gradcheck(size, form):
+    logits, target = scene((1, 6, 7), 3, void=0.05)
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda leaf: probability_gradient_loss(leaf, target, size, form=form, false_edges=2.0),
+        logits,
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_weight_the_loss_is_the_papers_bit_for_bit(form):
+    logits, target = scene((2, 13, 17), 5, void=0.05, dtype=torch.float32)
+    found = value_and_gradient(probability_gradient_loss, logits, target, form=form)
+    zero = value_and_gradient(probability_gradient_loss, logits, target, form=form, false_edges=0)
+    assert torch.equal(found[0], zero[0])
+    assert torch.equal(found[1], zero[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_false_edge_in_a_flat_field(form):
+    """Two classes whose probabilities swap across a line: +-2 at the pixels on both sides, so
+    2 classes x 4 x 2 columns of W columns."""
+    logits = torch.zeros(1, 2, 5, 10)
+    logits[0, 0, :, :4], logits[0, 1, :, 4:] = 99, 99
+    target = torch.zeros(1, 5, 10, dtype=torch.int64)
+    assert probability_gradient_loss(logits, target, form=form) == 0
+    found = probability_gradient_loss(logits, target, form=form, false_edges=1)
+    assert found.item() == pytest.approx(2 * 4 * 2 / 10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_false_edges_are_not_harmed_by_garbage_under_void(form, garbage):
+    logits, target = scene((2, 13, 17), 5, void=0.05, dtype=torch.float32)
+    clean = value_and_gradient(probability_gradient_loss, logits, target, form=form, false_edges=1)
+    logits.movedim(1, -1)[target == 255] = garbage
+    found = value_and_gradient(probability_gradient_loss, logits, target, form=form, false_edges=1)
+    torch.testing.assert_close(found, clean, rtol=1e-6, atol=1e-8)
+    assert (found[1].movedim(1, -1)[target == 255] == 0).all()
+
+
+def test_false_edges_of_all_void_and_half_precision():
+    logits, target = scene((2, 13, 17), 5, dtype=torch.float32)
+    void = torch.full_like(target, 255)
+    value, gradient = value_and_gradient(probability_gradient_loss, logits, void, false_edges=1)
+    assert value == 0
+    assert (gradient == 0).all()
+    half = logits.half()
+    found = probability_gradient_loss(half, target, false_edges=1)
+    assert found == probability_gradient_loss(half.float(), target, false_edges=1)
+    assert found.dtype == torch.float32
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match="false_edges"):
+        ProbabilityGradientLoss(false_edges=-1)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_false_edges_with_any_layout(layout):
+    logits, target = scene((2, 13, 17), 5, void=0.05)
+    loss = ProbabilityGradientLoss(false_edges=1)
+    assert loss(logits.to(memory_format=layout), target).item() == pytest.approx(
+        loss(logits, target).item(), rel=1e-12
+    )
+    edges, false = loss.terms(logits, target)
+    assert edges + false == loss(logits, target)

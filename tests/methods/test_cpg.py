@@ -51,6 +51,15 @@ def expected_cpg(logits, target, kernel_size=3, void="strict", normalize=False) 
     return (((found - wanted)[counts] / (scale if normalize else 1)) ** 2).mean().item()
 
 
+def expected_false_edges(logits, target, kernel_size=3, **_) -> float:
+    """The mean of the squared gradients at labelled pixels without void or an entry in reach."""
+    _, counts, _ = entries(target, logits.shape[1], kernel_size)
+    near_void = F.max_pool2d((target == 255)[:, None].double(), kernel_size, 1, kernel_size // 2)
+    flat = (near_void[:, 0] == 0) & ~counts.any(2).any(1)
+    found, _ = gradients(logits.double().softmax(1), kernel_size)
+    return found.square().sum((1, 2))[flat].mean().item()
+
+
 def expected_ce(logits, target) -> float:
     return F.cross_entropy(logits.double(), target, ignore_index=255).item()
 
@@ -83,6 +92,24 @@ def test_the_loss_of_a_step(tmp_path, heads, options) -> None:
     at_boundary = entries(target, 8, size, void)[1].any(2).any(1).sum()
     share = at_boundary / (target != 255).sum()
     assert row["train/boundary"] == pytest.approx(share.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("heads", ["one", "on_aux"])
+def test_the_term_against_false_edges(tmp_path, heads) -> None:
+    ours = module(aux=heads != "one", on_aux=True, lambda_cpg=0.7, false_edges=2.0, lambda_aux=0.3)
+    seen, kept = fit(ours, tmp_path, change=cut_labels)
+    logits, target = outputs(seen.seen[0])
+    terms = {"pixel": expected_ce, "cpg": expected_cpg, "false_edges": expected_false_edges}
+    expected = {
+        name: term(logits["out"], target)
+        + (0.3 * term(logits["aux"], target) if heads != "one" else 0)
+        for name, term in terms.items()
+    }
+    row = kept.rows[0]
+    for name, value in expected.items():
+        assert row[f"train/loss_{name}"] == pytest.approx(value, rel=1e-5), name
+    total = expected["pixel"] + 0.7 * (expected["cpg"] + 2 * expected["false_edges"])
+    assert row["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_a_step_follows_the_gradient_of_both_terms(tmp_path) -> None:
