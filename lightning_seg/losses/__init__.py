@@ -6,6 +6,7 @@ Nothing in this package imports Lightning, so every loss works in any training l
 from lightning_seg.losses.ab_grid import ABGrid
 from lightning_seg.losses.adversarial import (
     adversarial_loss,
+    confident_labels,
     discriminator_loss,
     pseudo_label_loss,
     pseudo_labels,
@@ -54,6 +55,7 @@ __all__ = [
     "adversarial_loss",
     "boundary_pixels",
     "class_graph_triplets",
+    "confident_labels",
     "cross_entropy",
     "discriminator_loss",
     "gather_embeddings",

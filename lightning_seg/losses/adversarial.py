@@ -162,6 +162,41 @@ def pseudo_labels(
         return labels.where(keep, ignore_index)
 
 
+def confident_labels(
+    logits: Tensor, threshold: float = 0.95, valid: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Return the most probable class of every pixel where it is probable enough.
+
+    Args:
+        logits: (B, C, H, W) logits of the segmenter, any floating dtype.
+        threshold: Smallest probability of a class that is kept; 0 keeps all pixels.
+        valid: (B, H, W) bool, False for pixels that are never kept, such as padding; None
+            restricts nothing.
+        ignore_index: The class id of pixels that are not kept.
+
+    Returns:
+        (B, H, W) int64 class ids, without gradient.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Examples:
+        Two pixels of the classes 1 and 0, with probabilities of 3/4 and 1/2.
+
+        >>> logits = torch.tensor([[0.25, 0.5], [0.75, 0.5]]).log().view(1, 2, 1, 2)
+        >>> confident_labels(logits, threshold=0.7).tolist()
+        [[[1, 255]]]
+    """
+    with torch.no_grad():
+        # (B, C, H, W) -> (B, H, W)
+        probability, labels = at_least_float32(logits).softmax(1).max(1)
+        keep = probability >= threshold
+        if valid is not None:
+            require_mask(labels, valid)
+            keep &= valid
+        return labels.where(keep, ignore_index)
+
+
 def pseudo_label_loss(
     logits: Tensor,
     scores: Tensor,

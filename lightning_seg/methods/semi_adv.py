@@ -21,6 +21,11 @@ The paper's text describes D trained on labelled images only, and no term of unl
 the warm-up is over. The authors' code also trains D on the predictions for unlabelled images, and
 has L_adv on unlabelled images from the start. Default chosen here: the authors' code.
 
+Beyond the paper, `strong_view` lets the pseudo-labels of an unlabelled image teach the network on a
+second view of it with other colours: where the network is right already, its own image has nothing
+to teach. `softmax_threshold` selects pseudo-labels by the probability of their class instead of by
+D, and `ema_decay` takes them from a running mean of the network.
+
 Differences from the authors' code: the padding of unlabelled crops is masked (`reference_padding:
 true` counts it, as the authors do); where no pixel is selected the loss is 0 and the step is taken;
 lambda_semi_adv may be 0 and semi_start_adv above 0. The weights are those of the authors' published
@@ -31,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -41,35 +46,19 @@ from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses import (
     CrossEntropy,
     adversarial_loss,
-    discriminator_loss,
-    one_hot_map,
-    pseudo_label_loss,
+    confident_labels,
+    cross_entropy,
     pseudo_labels,
-    score_map,
 )
-from lightning_seg.networks import FCDiscriminator
-from lightning_seg.numerics import at_least_float32, masked_mean
+from lightning_seg.numerics import masked_mean
+from lightning_seg.training.discriminator import DiscriminatorModule, Judged
 from lightning_seg.training.discriminator_watch import DiscriminatorWatch
-from lightning_seg.training.gradients import frozen
+from lightning_seg.training.running_mean import RunningMean
 from lightning_seg.training.segmentation import labeled_part
 from lightning_seg.training.starts import first_iteration, require_start, warn_of_late_starts
-from lightning_seg.training.two_players import TwoPlayerModule
 
 
-class Judged(NamedTuple):
-    """Predictions and the discriminator's logits for them."""
-
-    logits: Tensor
-    """(B, C, H, W) logits of the segmenter."""
-    maps: Tensor
-    """(B, C, H, W) class probabilities."""
-    scores: Tensor
-    """(B, H, W) logits of the discriminator, large for labels, with a gradient to the segmenter."""
-    valid: Tensor
-    """(B, H, W) bool, False where a pixel does not count."""
-
-
-class SemiAdvModule(TwoPlayerModule):
+class SemiAdvModule(DiscriminatorModule):
     """Semi-supervised training with a discriminator D.
 
     A batch is a dict of batches: `labeled`; `unlabeled`, which may be missing where both weights of
@@ -92,6 +81,12 @@ class SemiAdvModule(TwoPlayerModule):
         lambda_adv: Weight of L_adv on labelled images, at least 0.
         lambda_semi: Weight of L_semi, at least 0.
         lambda_semi_adv: Weight of L_adv on unlabelled images, at least 0.
+        strong_view: Whether pseudo-labels teach the network on `image_strong`, the second view of
+            their image, instead of on the image itself. The option is not the paper's.
+        softmax_threshold: Probability of a class in [0, 1] from which a pixel gets a pseudo-label,
+            whatever D says; None lets D select the pixels, as in the paper.
+        ema_decay: Decay in [0, 1) of a running mean of the network's weights, whose predictions
+            become the pseudo-labels; 0 takes the network itself, as in the paper.
         t_semi: Confidence of D in [0, 1] from which a pixel gets a pseudo-label. The paper's 0.2
             lies below 0.5 on purpose.
         semi_start: Start of L_semi: an iteration, an integer of at least 0, or a share of the
@@ -105,7 +100,7 @@ class SemiAdvModule(TwoPlayerModule):
             so that batch norms see both. False sends the unlabelled images first, as the authors
             do, and running statistics are of both.
         opponent_optimizer: Function from parameter groups to the discriminator's optimizer.
-        options: Arguments of `TwoPlayerModule`.
+        options: Arguments of `DiscriminatorModule`.
 
     Raises:
         SetupError: A setting is out of range, or a batch has no unlabelled images.
@@ -121,6 +116,9 @@ class SemiAdvModule(TwoPlayerModule):
         lambda_adv: float = 0.01,
         lambda_semi: float = 0.1,
         lambda_semi_adv: float = 0.001,
+        strong_view: bool = False,
+        softmax_threshold: float | None = None,
+        ema_decay: float = 0.0,
         t_semi: float = 0.2,
         semi_start: int | float = 0.25,
         semi_start_adv: int | float = 0,
@@ -131,7 +129,11 @@ class SemiAdvModule(TwoPlayerModule):
         **options: Any,
     ) -> None:
         super().__init__(
-            network, num_classes=num_classes, opponent_optimizer=opponent_optimizer, **options
+            network,
+            num_classes=num_classes,
+            discriminator=discriminator,
+            opponent_optimizer=opponent_optimizer,
+            **options,
         )
         require_range(
             0,
@@ -142,19 +144,16 @@ class SemiAdvModule(TwoPlayerModule):
         )
         require_start(semi_start=semi_start, semi_start_adv=semi_start_adv)
         require_range(0, 1, t_semi=t_semi)
-        self.discriminator, scores = self.adopt(
-            "discriminator", discriminator or FCDiscriminator, num_classes
-        )
-        if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[1] != 1:
-            raise SetupError(
-                f"{type(self.discriminator).__name__} does not return one logit per place, "
-                "(B, 1, h, w)",
-                option="discriminator",
-            )
+        if softmax_threshold is not None:
+            require_range(0, 1, softmax_threshold=softmax_threshold)
+        require_range(0, 0.999999, ema_decay=ema_decay)
         self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_adv = lambda_adv
         self.lambda_semi = lambda_semi
         self.lambda_semi_adv = lambda_semi_adv
+        self.strong_view = strong_view
+        self.softmax_threshold = softmax_threshold
+        self.teacher = RunningMean(self.network, ema_decay) if ema_decay > 0 else None
         self.t_semi = t_semi
         self.semi_start = semi_start
         self.semi_start_adv = semi_start_adv
@@ -163,14 +162,16 @@ class SemiAdvModule(TwoPlayerModule):
         self.joint_forward = joint_forward
         self._watch = DiscriminatorWatch()
 
-    @property
-    def opponent(self) -> nn.Module:
-        """The discriminator."""
-        return self.discriminator
+    def on_fit_start(self) -> None:
+        """Set up the losses; the running mean of the network is in evaluation mode on purpose."""
+        super().on_fit_start()
+        if self.teacher is not None:
+            self.expect_evaluation_mode()
 
     def on_train_start(self) -> None:
         """Warn where the training ends before a term of unlabelled images starts."""
         super().on_train_start()
+        self._averaged_at = self.trainer.global_step
         starts = {"semi_start": self.lambda_semi, "semi_start_adv": self.lambda_semi_adv}
         used = {name: getattr(self, name) for name, weight in starts.items() if weight > 0}
         warn_of_late_starts(self.trainer, **used)
@@ -178,10 +179,11 @@ class SemiAdvModule(TwoPlayerModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Update both players on one batch of labelled and unlabelled images."""
         labeled, unlabeled = labeled_part(batch), self._unlabeled(batch)
-        target, outputs, on_unlabeled, terms = labeled["mask"], None, None, {}
+        target, outputs, on_unlabeled, pseudo, terms = labeled["mask"], None, None, None, {}
         if unlabeled is not None:
             on_unlabeled, outputs = self._judge_unlabeled(unlabeled, labeled["image"])
-            terms = self.unlabeled_terms(on_unlabeled)
+            pseudo = self._pseudo_labels_now(on_unlabeled, unlabeled)
+            terms = self.unlabeled_terms(on_unlabeled, pseudo, self._strong(unlabeled))
         extra = self._weighted(terms)
         if outputs is None:  # the labelled images have a forward pass of their own
             extra = self.backward_early(extra)
@@ -192,27 +194,37 @@ class SemiAdvModule(TwoPlayerModule):
             on_labeled = self.judge(outputs["out"][0], target != self.ignore_index)
             more = self.labeled_terms(on_labeled)
             extra, terms = extra + self._weighted(more), terms | more
-            losses |= {f"loss_{name}": term.detach() for name, term in terms.items()}
+            fake = [on_labeled]
+            if on_unlabeled is not None and self.train_discriminator_on_unlabeled:
+                fake.append(on_unlabeled)
             real = batch.get("labeled_real", labeled)["mask"]
-            loss_d, accuracies = self.discriminator_term(on_labeled, on_unlabeled, real)
-            losses["loss_d"] = loss_d.detach()
-            self._watch.watch(losses["loss_d"], losses.get("loss_semi"))
-            if self.logs_now():
-                losses |= accuracies
-                losses |= self.selection(on_unlabeled, batch.get("unlabeled", {}).get("mask"))
+            loss_d, accuracies = self.discriminator_term(fake, real)
+            losses |= {"loss_d": loss_d.detach(), **accuracies}
+            self._watch.watch(losses["loss_d"], terms["semi"].detach() if "semi" in terms else None)
+        losses |= {f"loss_{name}": term.detach() for name, term in terms.items()}
+        if on_unlabeled is not None and pseudo is not None and self.logs_now():
+            mask = batch["unlabeled"].get("mask")
+            losses |= self.selection(pseudo, on_unlabeled.valid, mask)
         losses["loss"] = losses["loss"] + extra
         shown = losses if self.logs_now() else {"loss": losses["loss"]}
         self.log_training(shown, labeled, loss_d)
         self.update(batch_idx, segmenter=losses["loss"], opponent=loss_d)
 
-    def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Move the running mean of the network after each of its steps."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.teacher is not None and self.trainer.global_step != self._averaged_at:
+            self.teacher.update(self.network)
+            self._averaged_at = self.trainer.global_step
+
+    def outputs(self, image: Tensor, network: nn.Module | None = None) -> dict[str, list[Tensor]]:
         """Return the logits of raw images; a single image may be too few for batch norms.
 
         Raises:
             SetupError: The network cannot train on the image alone.
         """
         try:
-            return super().outputs(image)
+            return super().outputs(image, network)
         except SetupError as error:
             if len(image) > 1 or self.joint_forward:
                 raise
@@ -224,18 +236,14 @@ class SemiAdvModule(TwoPlayerModule):
     @property
     def plays(self) -> bool:
         """Whether a loss depends on the discriminator; otherwise it is not trained."""
-        return max(self.lambda_adv, self.lambda_semi, self.lambda_semi_adv) > 0
+        selects = self.lambda_semi if self.softmax_threshold is None else 0.0
+        return max(self.lambda_adv, selects, self.lambda_semi_adv) > 0
 
     def judge(self, logits: Tensor, valid: Tensor) -> Judged:
-        """Return the discriminator's logits for predictions, without a gradient to its weights.
-
-        Args:
-            logits: (B, C, H, W) logits of the segmenter.
-            valid: (B, H, W) bool, False where a pixel does not count.
-        """
-        maps = at_least_float32(logits).softmax(1)
-        with frozen(self.discriminator):
-            return Judged(logits, maps, self._scores(maps), valid)
+        """Return judged predictions; without a discriminator that plays, all scores are 0."""
+        if self.plays:
+            return super().judge(logits, valid)
+        return Judged(logits, logits, torch.zeros_like(valid, dtype=logits.dtype), valid)
 
     def labeled_terms(self, judged: Judged) -> dict[str, Tensor]:
         """Return the adversarial losses on labelled images; their weights are `lambda_<name>`."""
@@ -243,19 +251,26 @@ class SemiAdvModule(TwoPlayerModule):
             return {}
         return {"adv": adversarial_loss(judged.scores, judged.valid, self.across_ranks)}
 
-    def unlabeled_terms(self, judged: Judged) -> dict[str, Tensor]:
-        """Return this iteration's losses on unlabelled images, weighted by `lambda_<name>`."""
+    def unlabeled_terms(
+        self, judged: Judged, pseudo: Tensor | None = None, strong: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return this iteration's losses on unlabelled images, weighted by `lambda_<name>`.
+
+        Args:
+            judged: Predictions for the images.
+            pseudo: (B, H, W) class ids, void where the network learns nothing; None takes those of
+                the predictions.
+            strong: (B, 3, H, W) second views of the images, on which the network learns them; None
+                takes the images.
+        """
         terms, due = {}, self._due()
         if "semi_adv" in due:
             terms["semi_adv"] = adversarial_loss(judged.scores, judged.valid, self.across_ranks)
         if "semi" in due:
-            terms["semi"] = pseudo_label_loss(
-                judged.logits,
-                judged.scores,
-                self.t_semi,
-                judged.valid,
-                self.ignore_index,
-                self.across_ranks,
+            logits = judged.logits if strong is None else self.outputs(strong)["out"][0]
+            pseudo = self.pseudo_labels(judged) if pseudo is None else pseudo
+            terms["semi"] = cross_entropy(
+                logits, pseudo, self.ignore_index, across_ranks=self.across_ranks
             )
         return terms
 
@@ -273,72 +288,52 @@ class SemiAdvModule(TwoPlayerModule):
         }
 
     def pseudo_labels(self, judged: Judged) -> Tensor:
-        """Return (B, H, W) class ids, void where the confidence is below `t_semi`."""
+        """Return (B, H, W) class ids, void where a prediction is not trusted."""
+        if self.softmax_threshold is not None:
+            return confident_labels(
+                judged.logits, self.softmax_threshold, judged.valid, self.ignore_index
+            )
         return pseudo_labels(
             judged.logits, judged.scores, self.t_semi, judged.valid, self.ignore_index
         )
 
-    def discriminator_term(
-        self, labeled: Judged, unlabeled: Judged | None, real: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of the discriminator, and its accuracies at the steps that are logged.
+    @torch.no_grad()
+    def _pseudo_labels_now(self, judged: Judged, unlabeled: dict[str, Any]) -> Tensor | None:
+        """Return pseudo-labels where a loss or the logs of this iteration need them."""
+        if "semi" not in self._due() and not self.logs_now():
+            return None
+        if self.teacher is not None:
+            logits = self.outputs(unlabeled["image"], self.teacher)["out"][0]
+            judged = self.judge(logits, judged.valid)
+        return self.pseudo_labels(judged)
 
-        Args:
-            labeled: Predictions for labelled images.
-            unlabeled: Predictions for unlabelled images, where there are some.
-            real: (B, H, W) class ids that are shown as real.
-        """
-        shown = [labeled]
-        if unlabeled is not None and self.train_discriminator_on_unlabeled:
-            shown.append(unlabeled)
-        # (B, C, H, W) probabilities and one-hot labels -> (B, H, W) logits of the discriminator
-        fake = torch.cat([self._scores(each.maps.detach()) for each in shown])
-        fake_valid = torch.cat([each.valid for each in shown])
-        truth = self._scores(one_hot_map(real, self.num_classes, self.ignore_index))
-        real_valid = real != self.ignore_index
-        accuracies = {}
-        if self.logs_now():
-            accuracies = {
-                "d_accuracy_fake": masked_mean((fake < 0).float(), fake_valid),
-                "d_accuracy_real": masked_mean((truth > 0).float(), real_valid),
-            }
-        loss = discriminator_loss(fake, truth, fake_valid, real_valid, self.across_ranks)
-        return loss, accuracies
+    def _strong(self, unlabeled: dict[str, Any]) -> Tensor | None:
+        """Return the second views on which the network learns; None takes the images."""
+        if not self.strong_view:
+            return None
+        if "image_strong" not in unlabeled:
+            raise SetupError(
+                "strong_view needs a second view of unlabelled images, and the batches have none",
+                option=("data.strong_augmentation strong", "strong_view false"),
+            )
+        view: Tensor = unlabeled["image_strong"]
+        return view
 
     @torch.no_grad()
-    def selection(self, judged: Judged | None, mask: Tensor | None) -> dict[str, Tensor]:
+    def selection(self, pseudo: Tensor, valid: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return the scalars `selected` and, where there are masks, `selected_accuracy`.
 
         Args:
-            judged: Predictions for unlabelled images; None returns no scalars.
+            pseudo: (B, H, W) pseudo-labels of unlabelled images.
+            valid: (B, H, W) bool, False where a pixel does not count.
             mask: (B, H, W) class ids of these images, which training does not use.
         """
-        if judged is None:
-            return {}
-        labels = self.pseudo_labels(judged)
-        kept = labels != self.ignore_index
-        found = {"selected": masked_mean(kept.float(), judged.valid)}
+        kept = pseudo != self.ignore_index
+        found = {"selected": masked_mean(kept.float(), valid)}
         if mask is not None:
             known = kept & (mask != self.ignore_index)
-            found["selected_accuracy"] = masked_mean((labels == mask).float(), known)
+            found["selected_accuracy"] = masked_mean((pseudo == mask).float(), known)
         return found
-
-    @torch.no_grad()
-    def confidence_map(self, image: Tensor) -> Tensor:
-        """Return the discriminator's confidence that the prediction for an image is a label map.
-
-        Args:
-            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
-
-        Returns:
-            (B, H, W) confidences in [0, 1].
-        """
-        return self._scores(at_least_float32(self(image)).softmax(1)).sigmoid()
-
-    def _scores(self, maps: Tensor) -> Tensor:
-        """Return the logits of the discriminator at every pixel, (B, C, H, W) -> (B, H, W)."""
-        maps = maps.to(self.image_mean.dtype)  # the dtype of the weights, also in a float16 module
-        return score_map(self.discriminator(maps), (maps.shape[-2], maps.shape[-1]))
 
     def _unlabeled(self, batch: dict[str, Any]) -> dict[str, Any] | None:
         """Return the unlabelled images if a loss of this iteration uses them, else None.

@@ -260,8 +260,12 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
             rank_zero_info(
                 "batch norms are not frozen, because the encoder starts from random weights"
             )
-        elif self.freeze_batch_norm != "none":  # these layers are in evaluation mode on purpose
-            warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start")
+        elif self.freeze_batch_norm != "none":
+            self.expect_evaluation_mode()
+
+    def expect_evaluation_mode(self) -> None:
+        """Let some layers train in evaluation mode on purpose, without Lightning's warning."""
+        warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start")
 
     def on_train_start(self) -> None:
         """Set the length of the schedules, which is known once the loaders are there."""

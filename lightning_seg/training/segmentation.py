@@ -91,14 +91,20 @@ class SegmentationModule(MethodModule, ABC):
 
     # From raw images to logits
 
-    def outputs(self, image: Tensor) -> dict[str, list[Tensor]]:
-        """Return the (B, C, H, W) logits of raw images: one `out`, any number of `aux`."""
-        found = self.network(self.normalize(image))
+    def outputs(self, image: Tensor, network: nn.Module | None = None) -> dict[str, list[Tensor]]:
+        """Return the (B, C, H, W) logits of raw images: one `out`, any number of `aux`.
+
+        Args:
+            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
+            network: Another network of the same classes; None takes the one that is trained.
+        """
+        network = self.network if network is None else network
+        found = network(self.normalize(image))
         if isinstance(found, Tensor):
             return {"out": [self._in_order(found)], "aux": []}
         if not isinstance(found, Mapping) or "out" not in found:
             raise SetupError(
-                f"{type(self.network).__name__} returned a {type(found).__name__}; expected "
+                f"{type(network).__name__} returned a {type(found).__name__}; expected "
                 "logits (B, C, H, W), or a dict with the logits `out`",
                 option="network",
             )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from places import ROOT
 from plain_steps import ADAM, SGD, THREE, Player, compare, moved, of_images
-from small_runs import cut_labels, fit, scenes, tiny
+from small_runs import cut_labels, fit, quiet_trainer, scenes, tiny
 from tiny import TinyNet
 from torch import nn
 
@@ -83,7 +83,8 @@ class Reference:
     def __init__(self, ours, optimizers=(SGD, SGD), *, lambda_adv=0.01, lambda_semi=0.1,
                  lambda_semi_adv=0.001, t_semi=0.2, semi_start=1, semi_start_adv=0,
                  train_discriminator_on_unlabeled=True, reference_padding=False,
-                 joint_forward=False, aux=False, lambda_aux=0.4):  # fmt: skip
+                 joint_forward=False, aux=False, lambda_aux=0.4, strong_view=False,
+                 softmax_threshold=None, ema_decay=0.0):  # fmt: skip
         self.players = [
             Player(network, make)
             for network, make in zip((ours.network, ours.discriminator), optimizers, strict=True)
@@ -95,21 +96,40 @@ class Reference:
         self.shows_unlabeled = train_discriminator_on_unlabeled
         self.reference_padding, self.joint = reference_padding, joint_forward
         self.selected = []
+        self.strong, self.sure, self.decay = strong_view, softmax_threshold, ema_decay
+        self.mean = deepcopy(self.network).eval()
+
+    def move_mean(self):
+        old, new = self.mean.state_dict(), self.network.state_dict()
+        for name, value in new.items():
+            kept = self.decay * old[name] + (1 - self.decay) * value
+            old[name].copy_(kept if value.is_floating_point() else value)
+
+    def pseudo_labels(self, logits, image, known):
+        """Class ids of the network or of its mean where they are trusted, else void."""
+        with torch.no_grad():
+            named = of_images(self.mean, image)["out"] if self.decay else logits.detach()
+            trust, least = self.scores(named.softmax(1)).sigmoid(), self.t_semi
+            if self.sure is not None:
+                trust, least = named.softmax(1).amax(1), self.sure
+            return named.argmax(1).where((trust >= least) & known, 255)
 
     def scores(self, maps):
         low = self.opponent(maps)
         return F.interpolate(low, maps.shape[-2:], mode="bilinear", align_corners=True)[:, 0]
 
-    def outputs(self, image, unlabeled):
-        """All outputs of labelled images, the main one of the others."""
+    def outputs(self, image, unlabeled, strong):
+        """All outputs of labelled images, the main ones of the others and of their second views."""
         if unlabeled is None:
-            return of_images(self.network, image), None
+            return of_images(self.network, image), None, None
         if self.joint:
             together = of_images(self.network, torch.cat([image, unlabeled]))
             ours = {name: each[: len(image)] for name, each in together.items()}
-            return ours, together["out"][len(image) :]
-        theirs = of_images(self.network, unlabeled)["out"]
-        return of_images(self.network, image), theirs
+            theirs = together["out"][len(image) :]
+        else:
+            theirs = of_images(self.network, unlabeled)["out"]
+        learns = theirs if strong is None else of_images(self.network, strong)["out"]
+        return ours if self.joint else of_images(self.network, image), theirs, learns
 
     def step(self, batch):
         labeled, unlabeled = batch.get("labeled", batch), batch.get("unlabeled")
@@ -120,7 +140,9 @@ class Reference:
         )
         used = unlabeled is not None and (self.shows_unlabeled or due)
         images = unlabeled["image"] if used else None
-        outputs, theirs = self.outputs(labeled["image"], images)
+        semi = used and self.semi and self.iteration >= self.semi_start
+        strong = unlabeled["image_strong"] if semi and self.strong else None
+        outputs, theirs, learns = self.outputs(labeled["image"], images, strong)
         ours = outputs["out"]
         row = {"loss": cross_entropy(ours, target)}
         if "aux" in outputs:
@@ -134,12 +156,11 @@ class Reference:
             if self.iteration >= self.semi_start_adv and self.semi_adv:
                 row["loss_semi_adv"] = bce(scores, 1, known)
                 loss = loss + self.semi_adv * row["loss_semi_adv"]
-            kept = (scores.detach().sigmoid() >= self.t_semi) & known
-            self.selected.append(kept.sum().item() / known.sum().item())
+            labels = self.pseudo_labels(theirs, images, known)
+            self.selected.append((labels != 255).sum().item() / known.sum().item())
             row["selected"] = torch.tensor(self.selected[-1])
-            if self.iteration >= self.semi_start and self.semi:
-                labels = theirs.detach().argmax(1).where(kept, 255)
-                row["loss_semi"] = cross_entropy(theirs, labels)
+            if semi:
+                row["loss_semi"] = cross_entropy(learns, labels)
                 loss = loss + self.semi * row["loss_semi"]
             if self.shows_unlabeled:
                 fake.append((theirs, known))
@@ -160,6 +181,7 @@ class Reference:
         ]
         for player, found in zip(self.players, gradients, strict=True):
             player.step(found)
+        self.move_mean()
         self.iteration += 1
         if not self.adv:
             del row["loss_adv"]
@@ -196,6 +218,51 @@ def check(
 def test_three_steps_equal_the_plain_loop(tmp_path, optimizers, options) -> None:
     found = check(tmp_path, optimizers=optimizers, semi_start=0, **WEIGHTS, **options)
     assert any(0 < share < 1 for share in found.selected)  # or the threshold would show little
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strong_view": True}, {"softmax_threshold": 0.2}, {"ema_decay": 0.6},
+     {"strong_view": True, "softmax_threshold": 0.2, "ema_decay": 0.9, "joint_forward": True}],
+)  # fmt: skip
+def test_the_additions_equal_the_plain_loop(tmp_path, options) -> None:
+    data = semi_scenes(tmp_path, strong_augmentation="strong")
+    found = check(tmp_path, data, semi_start=1, **WEIGHTS, **options)
+    assert any(0 < share < 1 for share in found.selected)
+
+
+def test_without_a_second_view_the_option_to_set_is_named(tmp_path) -> None:
+    with pytest.raises(SetupError, match="strong_augmentation=strong"):
+        fit(module(strong_view=True, semi_start=0), tmp_path, semi_scenes(tmp_path))
+
+
+def test_pseudo_labels_by_softmax_need_no_discriminator(tmp_path) -> None:
+    """D neither trains nor is logged, and its weights stay as they are."""
+    options = {"lambda_adv": 0.0, "lambda_semi_adv": 0.0, "softmax_threshold": 0.2}
+    ours = module(semi_start=0, **options)
+    before = deepcopy(ours.discriminator.state_dict())
+    _, kept = fit(ours, tmp_path, semi_scenes(tmp_path), **THREE)
+    assert kept.rows[2]["train/loss_semi"] > 0
+    assert 0 < kept.rows[2]["train/selected"] <= 1
+    assert "train/loss_d" not in kept.rows[2]
+    assert all(
+        torch.equal(value, before[name]) for name, value in ours.discriminator.state_dict().items()
+    )
+
+
+def test_the_running_mean_is_resumed(tmp_path) -> None:
+    """A run that is resumed after its first step equals one that is not interrupted."""
+    means = []
+    for steps in ((3,), (1, 3)):
+        path = None
+        for count in steps:
+            ours = module(ema_decay=0.5, semi_start=0, **WEIGHTS)
+            trainer = quiet_trainer(tmp_path, max_steps=count, max_epochs=-1)
+            trainer.fit(ours, semi_scenes(tmp_path), ckpt_path=path)
+            path = tmp_path / "a.ckpt"
+            trainer.save_checkpoint(path)
+        means.append(ours.teacher.state_dict())
+    assert all(torch.equal(value, means[1][name]) for name, value in means[0].items())
 
 
 @pytest.mark.parametrize("optimizers", [(SGD, SGD), (SGD, ADAM), (ADAM, ADAM)])
@@ -468,7 +535,7 @@ def test_the_segmenters_terms_leave_the_discriminator_alone() -> None:
 
 def test_the_discriminators_term_leaves_the_segmenter_alone() -> None:
     ours, logits, both = judged()
-    loss, accuracies = ours.discriminator_term(*both, torch.randint(CLASSES, (3, 72, 72)))
+    loss, accuracies = ours.discriminator_term(both, torch.randint(CLASSES, (3, 72, 72)))
     loss.backward()
     assert all(each.grad is None for each in logits)
     assert all((each.grad != 0).any() for each in ours.discriminator.parameters())
@@ -508,6 +575,8 @@ def test_crops_that_are_too_small_for_the_discriminator(tmp_path) -> None:
             for value in (-0.1, math.nan, math.inf)
         ),
         *(({"t_semi": value}, "t_semi") for value in (-0.1, 1.1, math.nan)),
+        ({"softmax_threshold": 1.1}, "softmax_threshold"),
+        ({"ema_decay": 1.0}, "ema_decay"),
         ({"semi_start": -1}, "semi_start"),
         ({"semi_start_adv": -1}, "semi_start_adv"),
         ({"semi_start": 1.0}, "semi_start must be an iteration.*or a share"),
