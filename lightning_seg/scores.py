@@ -130,9 +130,13 @@ def read_scores(folder: Path) -> Scores:
         with np.load(folder / COUNTS, allow_pickle=False) as arrays:
             ids, regions, counts = (arrays[name] for name in ("ids", "regions", "counts"))
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise TypeError(
+                f"{SUMMARY} holds a {type(summary).__name__}, expected names and values"
+            )
     except FileNotFoundError as error:
         raise SetupError(f"{folder} holds no scores: {error.filename} is missing") from error
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
         raise SetupError(f"the scores in {folder} cannot be read: {error}") from error
     found = Scores(ids.tolist(), regions.tolist(), counts.astype(np.int64), summary)
     expected = (len(found.ids), len(found.regions), len(found.classes), 3)

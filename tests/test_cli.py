@@ -46,6 +46,7 @@ SMALL_ENCODER = {
     "lraspp": "mobilenetv3_small_050",
     "pspnet": "resnet18",
     "unet": "mobilenetv3_small_050",
+    "unet_small": "test_efficientnet",
 }
 NARROW = {"fcn8s": ["--model.network.hidden=16"]}
 

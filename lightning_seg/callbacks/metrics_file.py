@@ -1,4 +1,4 @@
-"""The rows of metrics.csv are kept when a training goes on in the same folder."""
+"""The rows of metrics.csv are kept when a run goes on, or is tested, in the same folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keep_rows(trainer: Trainer) -> None:
     """Let every CSVLogger of a Trainer append to the metrics.csv that lies in its folder.
 
     Args:
-        trainer: A Trainer that is about to resume a training.
+        trainer: A Trainer that is about to resume a training, or to evaluate one.
     """
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir, "metrics.csv").is_file():

@@ -41,13 +41,13 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         count = f"{writer.written} prediction{'s' * (writer.written != 1)}"
         written = f"written: {count} in {_short(folder)}"
         return f"{written}; next: open {_short(look)}" if writer.written else written
-    scores = _callback(trainer, ScoreFiles).written or _log_folder(trainer)
+    files = _callback(trainer, ScoreFiles).written
+    scores = files or _log_folder(trainer)
     where = f"written: the scores, in {_short(scores)}" if scores else "written: nothing"
-    if isinstance(trainer.lightning_module, PretrainingModule):
+    if files is None:
         return where
-    given = any(word.partition("=")[0] == "--data.predict" for word in words)
-    more = [] if given else ["--data.predict", "FOLDER"]
-    return f"{where}; next: {as_typed('predict', [*words, *more])}"
+    run = files.parent if files.name == verb else files
+    return f"{where}; next: {as_typed('report', [_short(run)])}"
 
 
 def failures(trainer: Trainer) -> str | None:

@@ -79,7 +79,7 @@ class SegmentationCLI(LightningCLI):
             "return_predictions": bool(options.get("return_predictions")),
             "ckpt_path": checkpoint_path(subcommand, options.get("ckpt_path"), self.trainer),
         }
-        if subcommand == "fit" and changes["ckpt_path"] is not None:
+        if subcommand != "fit" or changes["ckpt_path"] is not None:
             keep_rows(self.trainer)
         return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
 

@@ -147,7 +147,7 @@ def test_files_keep_names_with_commas_and_absent_classes(tmp_path: Path) -> None
     assert (again.ids, again.classes, again.counts.tolist()) == (["a, b"], names, counts.tolist())
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "foreign"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "foreign", "no summary"])
 def test_damaged_scores_are_refused(tmp_path: Path, damage: str) -> None:
     Scores(["a"], ["iou"], np.ones((1, 1, 2, 3), np.int64)).write(tmp_path)
     file = tmp_path / "counts.npz"
@@ -155,7 +155,9 @@ def test_damaged_scores_are_refused(tmp_path: Path, damage: str) -> None:
         file.unlink()
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:80])
-    else:
+    elif damage == "foreign":
         np.savez(file, other=np.ones(3))
+    else:
+        (tmp_path / "metrics.json").write_text("[1]")
     with pytest.raises(SetupError, match=str(tmp_path)):
         read_scores(tmp_path)
