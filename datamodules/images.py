@@ -173,6 +173,10 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         """
         return None
 
+    def split_ids(self, split: Split) -> list[str]:
+        """Return the names of the images of a split; none before `setup` has found them."""
+        return list(self._sources[split].ids) if split in self._sources else []
+
     def require_classes(self) -> None:
         """Raise an error for a single class, and for names that cannot be told apart.
 

@@ -24,6 +24,7 @@ GROUND = (
     "signatures",
     "statistics",
     "tensor_files",
+    "views",
 )
 """Modules that import nothing of the project but each other."""
 

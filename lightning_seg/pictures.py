@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 Picture = tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]
 """An id, an (H, W, 3) RGB image, and its (H, W) class ids, or None for an image without labels."""
@@ -192,45 +192,6 @@ def _legend_name(class_names: Sequence[str], label: int) -> str:
     return class_names[label].replace("$", r"\$").lstrip("_")
 
 
-def rows_of_pictures(
-    rows: Sequence[Sequence[Tensor]], headings: Sequence[str], width: int = 320
-) -> NDArray[np.uint8]:
-    """Lay out pictures in columns with a heading above each column.
-
-    Args:
-        rows: Rows of (3, H, W) RGB pictures in [0, 1], one picture per heading; the pictures of a
-            row have one size.
-        headings: One heading per column.
-        width: Width of a column in pixels.
-
-    Returns:
-        (H, W, 3) RGB.
-    """
-    gap = 6
-    drawn = []
-    for row in rows:
-        height = max(1, round(row[0].shape[1] * width / row[0].shape[2]))
-        drawn.append([_resized(picture, (width, height)) for picture in row])
-    total = 24 + sum(row[0].height + gap for row in drawn)
-    sheet = Image.new("RGB", (len(headings) * (width + gap) + gap, total), (255, 255, 255))
-    draw, font = ImageDraw.Draw(sheet), _font("DejaVuSans.ttf", 13)
-    for column, heading in enumerate(headings):
-        draw.text((gap + column * (width + gap), 4), heading, (0, 0, 0), font)
-    top = 24
-    for fitted in drawn:
-        for column, picture in enumerate(fitted):
-            sheet.paste(picture, (gap + column * (width + gap), top))
-        top += fitted[0].height + gap
-    return np.asarray(sheet)
-
-
-def _resized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Resize a (3, H, W) RGB picture in [0, 1] to (width, height)."""
-    values = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    smooth = Image.Resampling.BICUBIC if size[0] > values.shape[1] else Image.Resampling.LANCZOS
-    return Image.fromarray(values).resize(size, smooth)
-
-
 def contact_sheet(
     groups: Mapping[str, Sequence[Picture]],
     class_names: Sequence[str],
@@ -254,8 +215,8 @@ def contact_sheet(
     width, gap = 216, 12
     height = round(width * float(np.clip(aspect, 0.4, 1.6)))
     step_x, step_y = 2 * width + 2 + gap, height + 18 + gap
-    font, bold = _font("DejaVuSans.ttf", 12), _font("DejaVuSans-Bold.ttf", 15)
-    legend = _legend(shown, class_names)
+    font, bold = font_of("DejaVuSans.ttf", 12), font_of("DejaVuSans-Bold.ttf", 15)
+    legend = class_legend(shown, class_names)
     legend_columns = max(1, (columns * step_x - gap) // 200)
     rows = sum(-(-len(pictures) // columns) for pictures in groups.values())
     total = 30 * len(groups) + rows * step_y + 18 * -(-len(legend) // legend_columns) + 24
@@ -271,18 +232,18 @@ def contact_sheet(
             for half, picture in enumerate(halves):
                 fitted = _fit(picture, (width, height))
                 sheet.paste(fitted, (x + half * (width + 2), y))
-            draw.text((x, y + height + 2), _shortened(name, font, 2 * width), (60, 60, 60), font)
+            draw.text((x, y + height + 2), shortened(name, font, 2 * width), (60, 60, 60), font)
         top += -(-len(pictures) // columns) * step_y
     for number, (index, name) in enumerate(legend):
         x, y = gap + number % legend_columns * 200, top + number // legend_columns * 18
         if index is not None:
             color = tuple(table[index].tolist())
             draw.rectangle((x, y + 2, x + 20, y + 13), color, (90, 90, 90))
-        draw.text((x + 26, y), _shortened(name, font, 168), (0, 0, 0), font)
+        draw.text((x + 26, y), shortened(name, font, 168), (0, 0, 0), font)
     return sheet
 
 
-def _legend(
+def class_legend(
     shown: Sequence[Picture], class_names: Sequence[str], at_most: int = 80
 ) -> list[tuple[int | None, str]]:
     """Return the entries of the legend: all classes, or the most frequent ones of many.
@@ -325,14 +286,15 @@ def _fit(picture: NDArray[np.uint8], box: tuple[int, int]) -> Image.Image:
     return fitted
 
 
-def _font(name: str, size: int) -> Any:
+@cache
+def font_of(name: str, size: int) -> Any:
     """Load one of matplotlib's fonts, which have Greek and Cyrillic letters too."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf", name)), size)
 
 
-def _shortened(text: str, font: Any, width: int) -> str:
+def shortened(text: str, font: Any, width: int) -> str:
     """Cut the beginning of a text wider than `width` pixels; ids mostly differ at their ends."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

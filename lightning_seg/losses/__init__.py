@@ -28,6 +28,7 @@ from lightning_seg.losses.probability_gradient import (
     probability_gradient_loss,
 )
 from lightning_seg.losses.structure_matching import (
+    structure_distances,
     structure_hinge_loss,
     structure_matching_loss,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "random_triplets",
     "recall_at_1",
     "score_map",
+    "structure_distances",
     "structure_hinge_loss",
     "structure_matching_loss",
     "triplet_loss",

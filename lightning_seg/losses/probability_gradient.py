@@ -389,3 +389,35 @@ class ProbabilityGradientLoss(nn.Module):
             (B, H, W) bool.
         """
         return boundary_pixels(target, self.kernel_size, self.void, self.ignore_index)
+
+    @torch.no_grad()
+    def gradient_sizes(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sizes of the gradients of labels and of probabilities, to look at.
+
+        The size is the length of the vector of a pixel's gradients, over classes and directions. It
+        is divided by that of a straight horizontal edge between two classes, which therefore has 1.
+        The classes are visited one by one, so that memory does not grow with their number.
+
+        Args:
+            logits: (B, C, H, W), any floating dtype.
+            target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
+
+        Returns:
+            Two times (B, H, W), NaN at pixels that have no entry because of void.
+        """
+        kernel = EdgeKernel.of(self.kernel_size, self.normalize, at_least_float32(logits))
+        reach = self.kernel_size // 2
+        labels, counted = prepare_labels(target, self.void, self.ignore_index, reach)
+        if counted is None:
+            counted = window_max((labels < 0).float(), self.kernel_size) == 0
+        maps = at_least_float32(logits).softmax(1)
+        squares = maps.new_zeros(2, *target.shape)
+        for index in range(maps.shape[1]):
+            # (B, 2, H, W) labels and probabilities of a class -> (B, 2, 2, H, W) gradients
+            pair = torch.stack([(labels == index).to(maps.dtype), maps[:, index]], 1)
+            with torch.autocast(maps.device.type, enabled=False):
+                gradients = _convolve(pair, kernel.value, kernel.size)
+            squares += gradients.square().sum(2).movedim(1, 0)
+        edge = math.sqrt(2) * kernel.value[0].clamp(min=0).sum()
+        truth, predicted = (squares.sqrt() / edge).where(counted, math.nan)
+        return truth, predicted

@@ -70,7 +70,7 @@ def structure_matching_loss(
         >>> structure_matching_loss([torch.stack(a)[None]], [torch.stack(b)[None]]).item()
         1.0
     """
-    distances = _distances(features, others, normalize)
+    distances = structure_distances(features, others, normalize)
     return _sum_of_means(distances, valid, reference_mean, across_ranks)
 
 
@@ -109,7 +109,7 @@ def structure_hinge_loss(
         >>> round(structure_hinge_loss([a], [a], margin=0.8).item(), 4)
         0.8
     """
-    distances = _distances(features, others, normalize=True)
+    distances = structure_distances(features, others)
     if reference_mean and valid is not None:
         # The authors' code masks the features, which makes the distance 0 where not valid.
         distances, valid = _zeroed(distances, valid), None
@@ -117,10 +117,22 @@ def structure_hinge_loss(
     return _sum_of_means(missing, valid, reference_mean, across_ranks)
 
 
-def _distances(
-    features: Sequence[Tensor], others: Sequence[Tensor], normalize: bool
+def structure_distances(
+    features: Sequence[Tensor], others: Sequence[Tensor], normalize: bool = True
 ) -> list[Tensor]:
-    """Return the squared distance d_l at every place, one (B, h, w) tensor per tap."""
+    """Return the squared distance d_l at every place.
+
+    Args:
+        features: Features of one map, one (B, K, h, w) tensor per tap.
+        others: Features of the other map, in the shapes of `features`.
+        normalize: Scale features to unit length.
+
+    Returns:
+        One (B, h, w) tensor per tap; in [0, 4] with `normalize`.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
     if not features or [each.shape for each in features] != [each.shape for each in others]:
         raise ValueError(
             f"features {[tuple(each.shape) for each in features]} and "

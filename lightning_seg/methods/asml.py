@@ -43,6 +43,7 @@ from lightning_seg.losses import (
     CrossEntropy,
     cross_entropy,
     one_hot_map,
+    structure_distances,
     structure_hinge_loss,
     structure_matching_loss,
 )
@@ -51,6 +52,7 @@ from lightning_seg.numerics import at_least_float32, masked_mean
 from lightning_seg.training.gradients import frozen
 from lightning_seg.training.segmentation import labeled_part
 from lightning_seg.training.two_players import TwoPlayerModule
+from lightning_seg.views import ScaleView, Views
 
 
 class ASMLModule(TwoPlayerModule):
@@ -258,6 +260,25 @@ class ASMLModule(TwoPlayerModule):
                 option=("trainer.max_steps", "trainer.max_epochs", "decay_steps"),
             )
         return self.lambda_adv * 10 ** -min(1.0, self.trainer.global_step / length)
+
+    def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:
+        """Return the distance of truth and prediction at every tap of the analyzer."""
+        if mask is None:
+            return {}
+        truth = self.encode(one_hot_map(mask, self.num_classes, self.ignore_index))
+        predicted = self.encode(at_least_float32(logits).softmax(1))
+        features, others = self.analyzer.features(truth), self.analyzer.features(predicted)
+        distances = structure_distances(features, others, normalize=self.mode == "hinge")
+        valid = self.analyzer.valid(mask != self.ignore_index)
+        taps = zip(self.analyzer.taps, distances, valid, strict=True)
+        return {f"tap {tap}": self._distance_view(each[0], ok[0]) for tap, each, ok in taps}
+
+    def _distance_view(self, distance: Tensor, valid: Tensor) -> ScaleView:
+        values = distance.where(valid, math.nan)
+        if self.mode == "hinge":
+            meaning = f"distance; A's hinge is 0 from {self.margin:g}"
+            return ScaleView(values, 0, 2 * self.margin, meaning)
+        return ScaleView(values, 0, values.nan_to_num().max().item(), "squared distance")
 
     def _distance(
         self, features: list[Tensor], others: list[Tensor], valid: list[Tensor]

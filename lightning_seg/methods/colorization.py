@@ -29,6 +29,7 @@ from lightning_seg.losses.colorization import ColorTarget, HueChroma
 from lightning_seg.networks.colorization import ColorizationNetwork
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.training.pretraining import ImagePretrainingModule
+from lightning_seg.views import ColorView, Views
 
 _STRIDE = 4  # distance in pixels of the locations at which a picture's colours are predicted
 
@@ -56,7 +57,6 @@ class ColorizationModule(ImagePretrainingModule):
     """
 
     fixed_options = ("input_mode",)
-    headings = ("grey input", "prediction", "image")
 
     def __init__(
         self,
@@ -169,15 +169,18 @@ class ColorizationModule(ImagePretrainingModule):
 
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the mean loss, at locations that are the same in every validation."""
-        super().evaluation_step(batch, batch_idx)
         generator = torch.Generator().manual_seed(batch_idx)
         locations = self.draw(batch["image"], generator)
         self.mean_loss.update(*self.color_loss(batch["image"], locations))
 
-    def row(self, image: Tensor, number: int) -> list[Tensor]:
+    def views(self, batch: dict[str, Any]) -> Views:
         """Return the grey input, the predicted colours and the image."""
-        gray = image.mean(1).expand(3, -1, -1)
-        return [gray, self.recolored(image)[0], image[0]]
+        image = batch["image"].float() / (1 if batch["image"].is_floating_point() else 255)
+        return {
+            "grey input": ColorView(image[0].mean(0).expand(3, -1, -1)),
+            "prediction": ColorView(self.recolored(image)[0]),
+            "image": ColorView(image[0]),
+        }
 
 
 def _at(maps: Tensor, locations: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from lightning_seg.errors import require_range
 from lightning_seg.losses import CrossEntropy, ProbabilityGradientLoss
 from lightning_seg.training.segmentation import SegmentationModule, labeled_part
+from lightning_seg.views import KindView, ScaleView, Views
 
 
 class CPGModule(SegmentationModule):
@@ -126,3 +127,16 @@ class CPGModule(SegmentationModule):
         labelled = (target != self.ignore_index).sum().clamp(min=1)
         share: Tensor = self.cpg.boundary(target).sum() / labelled
         return share
+
+    def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:
+        """Return the boundary mask, and the gradients of truth and prediction."""
+        if mask is None:
+            return {}
+        boundary = KindView(self.cpg.boundary(mask)[0].long() - 1, {"in the loss": (230, 97, 0)})
+        truth, predicted = self.cpg.gradient_sizes(logits, mask)  # (1, H, W) each
+        meaning = "1: a straight edge; grey: void"
+        return {
+            "boundary": boundary,
+            "gradient of truth": ScaleView(truth[0], 0, 1.5, meaning),
+            "gradient of prediction": ScaleView(predicted[0], 0, 1.5, meaning),
+        }

@@ -15,6 +15,7 @@ ResNet-50 in VISSL. `input_mode: rgb` keeps the colours of the other images, `gr
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from lightning_seg.networks.jigsaw import JigsawNetwork
 from lightning_seg.networks.tiles import cut_tiles, far_permutations, shuffle, unshuffle
 from lightning_seg.numerics import masked_mean
 from lightning_seg.training.pretraining import ImagePretrainingModule
+from lightning_seg.views import ColorView, Views
 
 
 class JigsawModule(ImagePretrainingModule):
@@ -52,7 +54,6 @@ class JigsawModule(ImagePretrainingModule):
     """
 
     permutations: Tensor
-    headings = ("puzzle", "prediction", "solution")
 
     def __init__(
         self,
@@ -124,7 +125,6 @@ class JigsawModule(ImagePretrainingModule):
 
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch of puzzles, which are the same in every validation, to the scores."""
-        super().evaluation_step(batch, batch_idx)
         puzzle, logits, _ = self._solve(batch["image"], batch_idx)
         count = torch.tensor(len(puzzle), device=puzzle.device)
         self.mean_loss.update(F.cross_entropy(logits.float(), puzzle), count)
@@ -148,12 +148,19 @@ class JigsawModule(ImagePretrainingModule):
         self.mean_accuracy.reset()
         return {**super().evaluation(), "accuracy": accuracy}
 
-    def row(self, image: Tensor, number: int) -> list[Tensor]:
+    def views(self, batch: dict[str, Any]) -> Views:
         """Return the tiles shuffled, in the predicted order, and in the true order."""
-        puzzle, logits, tiles = self._solve(image, number)
-        guess = unshuffle(tiles, self.permutations[logits.argmax(1)])
+        seed = crc32(batch["id"][0].encode())  # the same puzzle in every validation
+        puzzle, logits, tiles = self._solve(batch["image"], seed)
+        guess = logits.argmax(1)
+        solved = "solved" if bool(guess == puzzle) else "not solved"
+        guessed = unshuffle(tiles, self.permutations[guess])
         truth = unshuffle(tiles, self.permutations[puzzle])
-        return [_laid_out(each[0], self.grid) for each in (tiles, guess, truth)]
+        return {
+            "puzzle": ColorView(_laid_out(tiles[0], self.grid)),
+            "prediction": ColorView(_laid_out(guessed[0], self.grid), solved),
+            "solution": ColorView(_laid_out(truth[0], self.grid)),
+        }
 
 
 def _laid_out(tiles: Tensor, grid: int) -> Tensor:

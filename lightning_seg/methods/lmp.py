@@ -20,6 +20,7 @@ every auxiliary head is pooled separately. The paper's sampling of rare classes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from lightning_seg.errors import SetupError
 from lightning_seg.losses import LossMaxPooling
 from lightning_seg.training.segmentation import SegmentationModule, labeled_part
+from lightning_seg.views import ScaleView, Views
 
 
 class LMPModule(SegmentationModule):
@@ -127,7 +129,18 @@ class LMPModule(SegmentationModule):
         Returns:
             (B, H, W) weights in multiples of the uniform weight, 0 where void.
         """
-        weights = self.loss.pooled(self(image), target).weights
-        valid = target != self.ignore_index
+        return self._multiples(self(image), target)
+
+    def _multiples(self, logits: Tensor, target: Tensor) -> Tensor:
+        weights = self.loss.pooled(logits, target).weights
         dims = (1, 2) if self.loss.per_image else (0, 1, 2)
-        return weights * valid.sum(dims, keepdim=True)
+        return weights * (target != self.ignore_index).sum(dims, keepdim=True)
+
+    def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:
+        """Return the weight of every pixel, from 0 to tau in multiples of the uniform weight."""
+        if mask is None:
+            return {}
+        weights = self._multiples(logits, mask).masked_fill(mask == self.ignore_index, math.nan)
+        # tau n = n^(1/p) (ratio n)^(-1/p)
+        largest = max(self.loss.ratio ** (-1 / self.loss.p), 1.001)
+        return {"weight": ScaleView(weights[0], 0, largest, "x uniform weight; 0: not in the loss")}

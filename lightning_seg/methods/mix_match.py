@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_seg.errors import require_one_of, require_range
@@ -40,8 +39,10 @@ from lightning_seg.losses import (
     unit_vectors,
 )
 from lightning_seg.networks.encoder import TimmEncoder
-from lightning_seg.pictures import color_table, scatter_plot
 from lightning_seg.training.pretraining import PretrainingModule
+from lightning_seg.views import ColorView, PointsView, Views
+
+_SHOWN = 8  # patches of an image in a picture
 
 
 class MixMatchModule(PretrainingModule):
@@ -172,8 +173,18 @@ class MixMatchModule(PretrainingModule):
             "recall_at_1": recall_at_1(embeddings, labels),
         }
 
-    def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Return a picture of the validation patches in their first two principal components."""
+    # Pictures
+
+    def views(self, batch: dict[str, Any]) -> Views:
+        """Return the first patches of an image, each with its class."""
+        labels = batch["label"][:_SHOWN].tolist()
+        return {
+            f"patch {number}": ColorView(patch, self.class_names[label])
+            for number, (patch, label) in enumerate(zip(batch["image"], labels, strict=False), 1)
+        }
+
+    def overviews(self) -> dict[str, PointsView]:
+        """Return the validation patches in the first two principal components of embeddings."""
         if self._embedded is None or len(self._embedded[1]) < 3:
             return {}
         embeddings, labels = self._embedded
@@ -183,15 +194,11 @@ class MixMatchModule(PretrainingModule):
             _, _, axes = torch.pca_lowrank(centred, q=2, center=False)
         points = centred @ axes
         share = points.square().sum() / centred.square().sum().clamp(min=1e-12)
-        picture = scatter_plot(
-            points.numpy(),
-            labels.cpu().numpy(),
-            self.class_names,
-            color_table(self.num_classes, self.palette),
+        title = (
             f"{len(labels)} validation patches: two principal components, {share:.0%} of the "
-            f"variance; step {self.global_step}",
+            f"variance; step {self.global_step}"
         )
-        return {"embedding": picture}
+        return {"embedding": PointsView(points, labels, title)}
 
 
 def _measure(embeddings: Tensor, labels: Tensor, triplets: Triplets) -> dict[str, Tensor]:

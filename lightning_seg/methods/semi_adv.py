@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses import (
     CrossEntropy,
+    Judged,
     adversarial_loss,
     confident_labels,
     cross_entropy,
@@ -59,6 +60,7 @@ from lightning_seg.training.starts import first_iteration, require_start, warn_o
 
 
 class SemiAdvModule(DiscriminatorModule):
+from lightning_seg.views import ScaleView, Views, selected
     """Semi-supervised training with a discriminator D.
 
     A batch is a dict of batches: `labeled`; `unlabeled`, which may be missing where both weights of
@@ -334,6 +336,22 @@ class SemiAdvModule(DiscriminatorModule):
             known = kept & (mask != self.ignore_index)
             found["selected_accuracy"] = masked_mean((pseudo == mask).float(), known)
         return found
+
+    def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:
+        """Return the confidence of D, and the pseudo-labels of an image if it had no labels."""
+        judged = self.judge(logits, torch.ones_like(logits[:, 0], dtype=torch.bool))
+        views: Views = {}
+        trust = f"softmax >= {self.softmax_threshold}"
+        if self.softmax_threshold is None:
+            trust = f"D >= {self.t_semi:g}"
+        if self.plays:
+            confidence = judged.scores[0].sigmoid()
+            views["confidence of D"] = ScaleView(confidence, 0, 1, "D: 1 is a label map")
+        if mask is not None:
+            views[f"pseudo-labels ({trust})"] = selected(
+                self.pseudo_labels(judged)[0], mask[0], self.ignore_index
+            )
+        return views
 
     def _unlabeled(self, batch: dict[str, Any]) -> dict[str, Any] | None:
         """Return the unlabelled images if a loss of this iteration uses them, else None.

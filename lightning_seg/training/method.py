@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -32,6 +32,7 @@ from lightning_seg.training.optimization import (
     build_optimizer,
     with_schedule,
 )
+from lightning_seg.views import PointsView, Views
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -73,6 +74,10 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
     Attributes:
         needs: The key that a batch must hold for this method, the reason, and the option to change
             where the key is missing.
+        class_names: One name per class; empty for methods without classes.
+        palette: One RGB colour in 0..255 per class; None takes those of PASCAL VOC.
+        val_confusion: (C, C) int64 pixels of the last validation at [label, prediction], on the
+            CPU; None before the first one, and for methods without classes.
 
     Raises:
         SetupError: Two settings contradict each other.
@@ -80,6 +85,9 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
 
     image_mean: Tensor
     image_std: Tensor
+    class_names: Sequence[str] = ()
+    palette: Sequence[Sequence[int]] | None = None
+    val_confusion: Tensor | None = None
     needs: tuple[str, str, str] | None = None
 
     def __init__(
@@ -222,6 +230,24 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
                 reduce_fx="sum",
                 sync_dist=True,
             )
+
+    # Pictures
+
+    def views(self, batch: dict[str, Any]) -> Views:
+        """Return what the method sees in one validation image, by the heading of each view.
+
+        The pictures of a training show the views of a few images. The module is in evaluation mode
+        and no gradient is recorded when it is asked.
+
+        Args:
+            batch: A batch of one image: `image` (1, 3, H, W), `id`, and `mask` (1, H, W) where the
+                image has labels.
+        """
+        return {}
+
+    def overviews(self) -> dict[str, PointsView]:
+        """Return what the method saw in all images of the last validation, by name."""
+        return {}
 
     def logs_now(self) -> bool:
         """Return whether the loggers get this step's values: only then are costly ones computed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.networks import LRASPP
+from lightning_seg.numerics import at_least_float32
 from lightning_seg.training.evaluation import Evaluation, Extent
 from lightning_seg.training.method import MethodModule
+from lightning_seg.views import VOID, ClassView, ColorView, ScaleView, Views, correctness
 
 
 class SegmentationModule(MethodModule, ABC):
@@ -168,12 +170,41 @@ class SegmentationModule(MethodModule, ABC):
         """Return `labels`, (B, H, W) uint8 class ids at the size of the images, and the `id`s."""
         return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
 
+    # Pictures
+
+    def views(self, batch: dict[str, Any]) -> Views:
+        """Return image, truth, prediction, errors and confidence, and the method's own views."""
+        image, mask = batch["image"], batch.get("mask")
+        logits = self(image)
+        confidence, labels = at_least_float32(logits[0]).softmax(0).max(0)  # (C, H, W) -> (H, W)
+        views: Views = {"image": ColorView(image[0])}
+        if mask is not None:
+            void = mask[0] == self.ignore_index
+            views["truth"] = ClassView(mask[0].masked_fill(void, VOID))
+        views["prediction"] = ClassView(labels)
+        if mask is not None:
+            views["errors"] = correctness(labels, mask[0], self.ignore_index)
+        chance = 1 / self.num_classes
+        views["confidence"] = ScaleView(confidence, chance, 1, "probability of the prediction")
+        return views | self.own_views(logits, mask)
+
+    def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:
+        """Return what this method alone sees in one validation image.
+
+        Args:
+            logits: (1, C, H, W) logits of the network.
+            mask: (1, H, W) class ids; None where the image has no labels.
+        """
+        return {}
+
     def _evaluate(self, batch: dict[str, Any], evaluation: Evaluation) -> Tensor:
         logits, target = self(batch["image"]), batch["mask"]
         return evaluation.update(logits, target, self.loss(logits, target))
 
     def _log_scores(self, stage: str, evaluation: Evaluation) -> None:
         self.evaluated = scores = evaluation.compute()
+        if stage == "val":
+            self.val_confusion = scores["confusion"].cpu()
         # every process holds the same values
         self.log(f"{stage}/miou", scores["miou"], prog_bar=True, sync_dist=True)
         others = {name: value for name, value in scores.items() if value.ndim == 0}
@@ -233,9 +264,9 @@ def labeled_part(batch: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def _numbered(names: list[str]) -> bool:
+def _numbered(names: Sequence[str]) -> bool:
     """Return whether class names are the default ones, which say nothing of the order."""
-    return names == [f"class_{index}" for index in range(len(names))]
+    return list(names) == [f"class_{index}" for index in range(len(names))]
 
 
 def _labels(logits: Tensor) -> Tensor:

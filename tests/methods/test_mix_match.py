@@ -228,10 +228,24 @@ def test_validation_scores_the_patches_of_all_batches(tmp_path):
     assert row["val/d_ap"] == pytest.approx(near, abs=1e-5)
     assert row["val/d_an"] == pytest.approx(far, abs=1e-5)
     assert row["val/singleton_share"] == pytest.approx(1 / 3)
-    picture = ours.pictures()["embedding"]
+    view = ours.overviews()["embedding"]
+    assert view.labels.tolist() == labels.tolist()
+    _, _, axes = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    slow = (rows - rows.mean(0)) @ axes[:2].T
+    np.testing.assert_allclose(view.points.abs().numpy(), np.abs(slow), atol=1e-3)
+    picture = view.picture(ours.class_names, None)
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+
+
+def test_the_patches_of_an_image_are_shown_with_their_classes():
+    ours = module()
+    batch = {**patches([0, 2, 1]), "id": ["a"]}
+    views = ours.views(batch)
+    assert list(views) == ["patch 1", "patch 2", "patch 3"]
+    assert [view.note for view in views.values()] == [ours.class_names[i] for i in (0, 2, 1)]
+    torch.testing.assert_close(views["patch 2"].image, batch["image"][1])
 
 
 def test_validation_keeps_a_limited_number_of_patches(tmp_path):
@@ -246,7 +260,7 @@ def test_validation_with_next_to_nothing_is_legal(tmp_path, labels):
     ours = module()
     kept, _ = fit(ours, tmp_path, [patches([0, 0, 1, 1])], val=[patches(labels)])
     assert kept.rows[0]["val/loss"] == 0
-    assert ours.pictures() == {}
+    assert ours.overviews() == {}
 
 
 def test_equal_patches_give_half_the_margin(tmp_path):
