@@ -1,8 +1,9 @@
-"""Lightning callbacks: tables, pictures, files of scores, predictions and encoders."""
+"""Lightning callbacks: tables, pictures, speed, files of scores, predictions and encoders."""
 
 from lightning_seg.callbacks.complementary_sampling import ComplementarySampling
 from lightning_seg.callbacks.iou_table import IoUTable
 from lightning_seg.callbacks.prediction_writer import PredictionWriter
+from lightning_seg.callbacks.run_monitor import RunMonitor
 from lightning_seg.callbacks.save_config import LoggedConfig
 from lightning_seg.callbacks.save_encoder import SaveEncoder
 from lightning_seg.callbacks.score_files import ScoreFiles
@@ -15,6 +16,7 @@ ON_EVERY_RUN = {
     "scores": ScoreFiles,
     "encoder_file": SaveEncoder,
     "pictures": ValidationPictures,
+    "monitor": RunMonitor,
     "stop_on_signal": StopOnSignal,
 }
 """The callbacks that the command attaches, by the key of their options."""
@@ -25,6 +27,7 @@ __all__ = [
     "IoUTable",
     "LoggedConfig",
     "PredictionWriter",
+    "RunMonitor",
     "SaveEncoder",
     "ScoreFiles",
     "StopOnSignal",

@@ -7,6 +7,9 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_seg.training.run_folder import CONFIG, run_folder
 
 
 class LoggedConfig(SaveConfigCallback):
@@ -23,7 +26,21 @@ class LoggedConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the configuration when the data and the checkpoint are known to fit."""
-        super().setup(trainer, pl_module, "fit")
+        folder = run_folder(trainer)  # every process asks
+        if not trainer.is_global_zero:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config,
+                folder / CONFIG,
+                skip_none=False,
+                overwrite=self.overwrite,
+                multifile=self.multifile,
+            )
+        except OSError as error:
+            rank_zero_warn(f"{CONFIG} is not written to {folder}: {error.strerror}")
+        self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the configuration to every logger; only the first process comes here."""

@@ -11,6 +11,7 @@ from lightning_seg.errors import SetupError
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
 from lightning_seg.training import MethodModule, PretrainingModule
+from lightning_seg.training.run_folder import run_folder
 
 
 class SaveEncoder(Callback):
@@ -50,8 +51,8 @@ class SaveEncoder(Callback):
         wanted = self.path is not None or isinstance(pl_module, PretrainingModule)
         if not wanted or getattr(trainer, "fast_dev_run", False):
             return
-        folder = trainer.log_dir or trainer.default_root_dir  # a collective: every process asks
-        path = Path(self.path or Path(folder) / "encoder.pt")
+        folder = run_folder(trainer)  # every process asks
+        path = Path(self.path or folder / "encoder.pt")
         encoder = _encoder(pl_module)
         if trainer.is_global_zero:
             assert encoder is not None

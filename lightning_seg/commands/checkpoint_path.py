@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_seg.errors import SetupError
 from lightning_seg.training.checkpoint_io import newest_whole
+from lightning_seg.training.run_folder import run_folder
 
 UNTRAINED = "untrained"
 """The word that lets `validate`, `test` and `predict` use a network without a checkpoint."""
@@ -75,7 +76,7 @@ def _required(name: str, trainer: Trainer) -> Path:
 def _require_no_earlier_run(trainer: Trainer) -> None:
     for callback in _model_checkpoints(trainer):
         # a logger that numbers its versions gives each run a folder of its own
-        folder = Path(callback.dirpath or Path(_log_folder(trainer), "checkpoints"))
+        folder = Path(callback.dirpath or run_folder(trainer) / "checkpoints")
         names = sorted(path.name for path in folder.glob("*.ckpt"))
         if names:
             raise SetupError(
@@ -89,10 +90,6 @@ def _require_no_earlier_run(trainer: Trainer) -> None:
 def _model_checkpoints(trainer: Trainer) -> Iterable[ModelCheckpoint]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return (each for each in callbacks if isinstance(each, ModelCheckpoint))
-
-
-def _log_folder(trainer: Trainer) -> str:
-    return trainer.log_dir or trainer.default_root_dir
 
 
 def _folders(trainer: Trainer) -> list[Path]:

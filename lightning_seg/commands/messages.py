@@ -44,6 +44,7 @@ _TYPE = re.compile(
 )
 _REFUSED = re.compile(r"(?:Option|option) '([\w.]+)' is not accepted|not accept option '([\w.]+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --trainer\.(\w+)()")
+_NO_PLACE = (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError)
 _CLASS = re.compile(r"class_path(?:=| )'([\w.]+)'")
 _OPTIONS = re.compile(r"\((options?): ([^()]*=[^()]*)\)")
 
@@ -153,13 +154,13 @@ def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str
 def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Print a user's mistake, or the mistake that caused an error, without traceback; exit with 1.
 
-    These are `UserError`s, Lightning's errors of configuration, missing files, and what W&B says of
-    a missing key or network. Ctrl-C exits with 130.
+    These are `UserError`s, Lightning's errors of configuration, files that are missing or cannot be
+    written, and what W&B says of a wrong key. Ctrl-C exits with 130.
 
     Args:
         keys: Returns the keys of the configuration in force; called when there is an error.
     """
-    kinds = (UserError, MisconfigurationException, FileNotFoundError)
+    kinds = (UserError, MisconfigurationException, *_NO_PLACE)
     try:
         yield
     except KeyboardInterrupt:

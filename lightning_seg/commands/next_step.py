@@ -16,8 +16,8 @@ from lightning_seg.callbacks import PredictionWriter, SaveEncoder, ScoreFiles, S
 from lightning_seg.commands.messages import in_flags
 from lightning_seg.commands.parser import ReadableParser
 from lightning_seg.training import PretrainingModule
+from lightning_seg.training.run_folder import CONFIG, run_folder
 
-CONFIG = "config.yaml"
 Kind = TypeVar("Kind", bound=Callback)
 
 
@@ -109,14 +109,13 @@ def _after_fit(trainer: Trainer, words: Sequence[str]) -> str:
         return f"{where}; next: fit a network with {option} {_short(encoder)}" if encoder else where
     if not checkpoint:
         return where
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
-    saved = folder / CONFIG
+    saved = run_folder(trainer) / CONFIG
     options = ["-c", _short(saved)] if saved.is_file() else words
     return f"{where}; next: {as_typed('test', [*options, '--ckpt_path', _short(Path(checkpoint))])}"
 
 
 def _log_folder(trainer: Trainer) -> Path | None:
-    return Path(trainer.log_dir) if trainer.loggers and trainer.log_dir else None
+    return run_folder(trainer) if trainer.loggers else None
 
 
 def _callback(trainer: Trainer, kind: type[Kind]) -> Kind:

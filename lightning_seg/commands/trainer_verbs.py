@@ -14,11 +14,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_seg.callbacks import ON_EVERY_RUN, ScoreFiles
+from lightning_seg.callbacks import ON_EVERY_RUN, ScoreFiles, wandb_run
 from lightning_seg.callbacks.metrics_file import keep_rows
 from lightning_seg.commands.checkpoint_path import checkpoint_path
 from lightning_seg.commands.next_step import ending_signal, failures, next_step, resume_line
 from lightning_seg.commands.parser import forget_pretraining
+from lightning_seg.commands.wandb_mode import choose_mode
 from lightning_seg.errors import require_range
 from lightning_seg.training import SegmentationModule
 from lightning_seg.training.checkpoint_io import WholeCheckpointIO
@@ -74,14 +75,26 @@ class SegmentationCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Find the checkpoint, print scores once, and keep predictions in memory only if asked."""
         options = super()._prepare_subcommand_kwargs(subcommand)
+        choose_mode(self.trainer)
+        checkpoint = checkpoint_path(subcommand, options.get("ckpt_path"), self.trainer)
         changes = {
             "verbose": not isinstance(self.model, SegmentationModule),  # these print a table
             "return_predictions": bool(options.get("return_predictions")),
-            "ckpt_path": checkpoint_path(subcommand, options.get("ckpt_path"), self.trainer),
+            "ckpt_path": checkpoint,
         }
-        if subcommand != "fit" or changes["ckpt_path"] is not None:
+        if subcommand != "fit" or checkpoint is not None:
             keep_rows(self.trainer)
+            wandb_run.go_on(self.trainer, checkpoint)
         return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
+
+    def _run_and_finish(self, subcommand: str) -> None:
+        """Run a verb, and end its W&B run also after an exception, which marks it as failed."""
+        code = 1
+        try:
+            super()._run_subcommand(subcommand)
+            code = ending_signal(self.trainer)
+        finally:
+            wandb_run.finish(self.trainer, code)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a verb; its last line says what was written and which command usually comes next.
@@ -94,7 +107,7 @@ class SegmentationCLI(LightningCLI):
             if isinstance(callback, ScoreFiles):
                 callback.command = [Path(sys.argv[0]).name, *self._words]
         try:
-            super()._run_subcommand(subcommand)
+            self._run_and_finish(subcommand)
         except SystemExit as stop:
             # Lightning ends with 0 after SIGTERM and with 1 after a second Ctrl-C
             interrupted = isinstance(stop.__context__, KeyboardInterrupt)

@@ -75,6 +75,13 @@ def test_a_users_mistake_ends_in_one_line(fail: Callable[[], None], line: str) -
     assert stop.value.code == line
 
 
+@pytest.mark.parametrize("kind", [PermissionError, NotADirectoryError, FileExistsError])
+def test_a_folder_that_cannot_be_written_is_one_line(kind: type[OSError]) -> None:
+    with pytest.raises(SystemExit) as stop, plain_errors(list):
+        raise kind(13, "no place", "/logs")
+    assert stop.value.code == "error: [Errno 13] no place: '/logs'"
+
+
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), plain_errors(list):
         print(1 / 0)
