@@ -84,6 +84,7 @@ class SegmentationCLI(LightningCLI):
         }
         if subcommand != "fit" or checkpoint is not None:
             keep_rows(self.trainer)
+        if subcommand == "fit" and checkpoint is not None:
             wandb_run.go_on(self.trainer, checkpoint)
         return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
 

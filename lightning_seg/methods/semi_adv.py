@@ -45,7 +45,6 @@ from torch import Tensor, nn
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses import (
     CrossEntropy,
-    Judged,
     adversarial_loss,
     confident_labels,
     cross_entropy,
@@ -57,10 +56,10 @@ from lightning_seg.training.discriminator_watch import DiscriminatorWatch
 from lightning_seg.training.running_mean import RunningMean
 from lightning_seg.training.segmentation import labeled_part
 from lightning_seg.training.starts import first_iteration, require_start, warn_of_late_starts
+from lightning_seg.views import ScaleView, Views, selected
 
 
 class SemiAdvModule(DiscriminatorModule):
-from lightning_seg.views import ScaleView, Views, selected
     """Semi-supervised training with a discriminator D.
 
     A batch is a dict of batches: `labeled`; `unlabeled`, which may be missing where both weights of
