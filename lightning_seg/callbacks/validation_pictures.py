@@ -89,6 +89,7 @@ class ValidationPictures(Callback):
         self._hardest: list[Example] = []
         self._largest, self._spent, self._started = 0, 0.0, time.monotonic()
         self._shown_at: int | None = None
+        self._due = False
         self._folder: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,9 +122,8 @@ class ValidationPictures(Callback):
             return
         with self._clock():
             self._choose(batch, batch_idx, int(trainer.num_val_batches[0]))
-            if batch_idx == 0:
-                self._hardest = []
-            if isinstance(outputs, dict) and "labels" in outputs and "mask" in batch:
+            scored = isinstance(outputs, dict) and "labels" in outputs and "mask" in batch
+            if self._due and scored:  # a score for each image costs some milliseconds
                 assert isinstance(pl_module, SegmentationModule)
                 self._rank(batch, outputs["labels"], pl_module)
 
@@ -161,18 +161,25 @@ class ValidationPictures(Callback):
 
     # When
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether this validation is drawn: every n-th one and the last one."""
+        self._due, self._hardest = False, []
+        if self._watches(trainer):
+            last = trainer.global_step >= trainer.estimated_stepping_batches
+            nth = (self._validations + 1) % self.every_n_validations == 0
+            self._due = last or (nth and self._affordable(trainer))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw after every n-th validation, but not after the check before training."""
+        """Draw, but not after the check before training."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._validations += 1
         self._choosing = False
-        due = self.every_n_validations and self._validations % self.every_n_validations == 0
-        if due and self._watches(trainer) and self._affordable(trainer):
+        if self._due:
             self._draw(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw after the last validation."""
+        """Draw the last validation also where it was not known to be the last one."""
         validated = not self._choosing
         if validated and self._watches(trainer) and self._shown_at != trainer.global_step:
             self._draw(trainer, pl_module, ended=True)
