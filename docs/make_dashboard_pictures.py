@@ -44,7 +44,10 @@ ENCODER = """
 OWN = {
     "asml": "--model.opponent_lr=0.02",
     "semi_adv": "--data.labeled=1/4 --data.unlabeled_batch_size=4 --model.opponent_lr=0.001",
-    "jigsaw": "--model.permutations=4 --model.grid=2",
+    "mix_match": "--data.patches.out_size=64 --data.patches.patches_per_image=6"
+    " --data.train_size=32",
+    "jigsaw": "--model.permutations=4 --model.grid=2 --data.train_size=32",
+    "colorization": "--data.train_size=32",
 }
 """Options of a method; the puzzles are easy, so that some of them are solved."""
 

@@ -39,10 +39,11 @@ class ValidationPictures(Callback):
     has the images of the last validation with the lowest mIoU. W&B also gets masks whose classes
     can be switched, a table of the hardest images, the confusion matrix and the IoU of each class.
 
-    The first and the last validation of a training are always drawn. A validation in between is
-    left out where drawing has taken more than its share of the time, or where its files would take
-    more than the same share of `max_megabytes` as the steps so far are of all steps. Only the first
-    process draws, and with several processes the images are those that it validates. Drawing
+    The first and the last validation of a training are always drawn, the last one without `hardest`
+    where a training ends before the step that was expected to be its last. A validation in between
+    is left out where drawing has taken more than its share of the time, or where its files would
+    take more than the same share of `max_megabytes` as the steps so far are of all steps. Only the
+    first process draws, and with several processes the images are those that it validates. Drawing
     changes neither random numbers nor weights, statistics, modes or scores.
 
     Args:
