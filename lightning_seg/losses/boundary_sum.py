@@ -1,0 +1,61 @@
+"""The sum of squares over the entries of the probability gradient loss, and its gradient.
+
+Only the pixels in a window of an entry are visited. See `lightning_seg.losses.probability_gradient`
+for the loss and `lightning_seg.losses.label_gradients` for the entries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_seg.losses.label_gradients import Entries
+
+
+class BoundarySum(torch.autograd.Function):
+    """The sum of squares over the entries, from the logits of the S pixels in their windows."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, entries: Entries, kernel: Tensor) -> Tensor:
+        """Return the sum, a scalar; the gradient is computed at once and kept for S pixels."""
+        images, classes, rows, columns = logits.shape
+        # (B H W,), True at the S pixels in a window of any entry
+        touched = torch.zeros(images * rows * columns, dtype=torch.bool, device=logits.device)
+        touched[entries.windows.flatten()] = True
+        places = [torch.nonzero(part)[:, 0] for part in touched.view(images, -1)]
+        # (B H W,) positions of the pixels among the S pixels
+        compact = touched.cumsum(0) - 1
+        # (B, C, H W) -> (C, S)
+        flat = logits.reshape(images, classes, -1)
+        picked = [part.index_select(1, at) for part, at in zip(flat, places, strict=True)]
+        probabilities = torch.cat(picked, 1).softmax(0)  # (C, S)
+        # (T, N) -> (T, E) positions in the flattened (C, S)
+        index = compact[entries.windows][:, entries.at]
+        index += entries.classes * probabilities.shape[1]
+        difference = probabilities.flatten()[index] - entries.truth
+        error = (kernel @ difference) * entries.masks  # (2, T) @ (T, E) -> (2, E)
+        if ctx.needs_input_grad[0]:
+            # (T, 2) @ (2, E) -> (T, E), added up at each of (C, S)
+            gradient = torch.zeros_like(probabilities)
+            gradient.view(-1).index_add_(0, index.flatten(), (kernel.T @ (2 * error)).flatten())
+            # through the softmax: p (g - sum_c p_c g_c)
+            gradient *= probabilities
+            gradient -= probabilities * gradient.sum(0)
+            ctx.save_for_backward(gradient, *places)
+            ctx.shape = logits.shape
+        return error.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the logits: (C, S) values put into zeros of (B, C, H, W)."""
+        compact, *places = ctx.saved_tensors
+        images, classes, rows, columns = ctx.shape
+        gradient = compact.new_zeros(images, classes, rows * columns)
+        parts = (compact * outputs[0]).split([len(at) for at in places], 1)
+        for image, at, part in zip(gradient, places, parts, strict=True):
+            image.index_copy_(1, at, part)
+        return gradient.view(ctx.shape), None, None
