@@ -32,6 +32,7 @@ from datamodules.selection.class_pixels import class_pixels
 from datamodules.selection.label_splits import LabelSplit, divide
 from datamodules.selection.samplers import ClassSampler
 from datamodules.selection.unlabeled_images import labeled_part, unlabeled_images
+from lightning_seg.run_folder import run_folder
 
 
 class SegmentationDataModule(ImageDataModule, ABC):
@@ -340,10 +341,9 @@ class SegmentationDataModule(ImageDataModule, ABC):
         """Write the lists of this run's label split beside its configuration."""
         if self.split is None or self.trainer is None:
             return
-        # `log_dir` communicates: all processes must ask for it
-        folder = self.trainer.log_dir or self.trainer.default_root_dir
+        folder = run_folder(self.trainer)  # all processes must ask for it
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            self.split.write(Path(folder) / "split")
+            self.split.write(folder / "split")
 
     def weigh_classes(self, weights: Sequence[float]) -> None:
         """Draw classes in proportion to these weights, from the next training epoch on.

@@ -20,6 +20,7 @@ GROUND = (
     "pictures",
     "processes",
     "provenance",
+    "run_folder",
     "scores",
     "signatures",
     "statistics",

@@ -18,6 +18,11 @@ STEP = "trainer/global_step"
 SECTIONS: dict[str, list[dict[str, Any]]] = {
     "Scores": [
         {"kind": "lines", "title": "mIoU of the validation", "y": ["val/miou"]},
+        {
+            "kind": "lines",
+            "title": "boundaries",
+            "y": ["val/boundary_iou", "val/trimap_iou_3"],
+        },
         {"kind": "lines", "title": "accuracies", "y": ["val/pixel_accuracy", "val/mean_accuracy"]},
         {"kind": "lines", "title": "IoU of each class", "regex": "^val/iou/.*"},
         {"kind": "lines", "title": "losses", "y": ["train/loss", "val/loss"]},

@@ -49,7 +49,7 @@ class Scores:
         counts: (N, R, C, 3) int64 pixels of each image, region and class: in the intersection of
             prediction and truth, in the prediction, and in the truth.
         summary: Everything else, by name; plain values that JSON can hold. `classes` is the list of
-            the C class names. `docs/dashboards.md` lists the others.
+            the C class names. The others are written by `ScoreFiles`.
     """
 
     ids: list[str]

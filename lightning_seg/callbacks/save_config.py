@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_seg.training.run_folder import CONFIG, run_folder
+from lightning_seg.run_folder import CONFIG, run_folder
 
 
 class LoggedConfig(SaveConfigCallback):

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_seg.errors import SetupError
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
+from lightning_seg.run_folder import run_folder
 from lightning_seg.training import MethodModule, PretrainingModule
-from lightning_seg.training.run_folder import run_folder
 
 
 class SaveEncoder(Callback):

@@ -25,10 +25,10 @@ from lightning_seg.metrics.trimap_iou import trimap_counts
 from lightning_seg.pictures import color_table
 from lightning_seg.processes import world_size
 from lightning_seg.provenance import commit
+from lightning_seg.run_folder import CONFIG, folder_of_checkpoint, run_folder
 from lightning_seg.scores import EVERYWHERE, PICTURES, Scores, iou_of
 from lightning_seg.training import SegmentationModule
 from lightning_seg.training.evaluation import BANDS, DILATION
-from lightning_seg.training.run_folder import CONFIG, folder_of_checkpoint, run_folder
 
 
 class ScoreFiles(Callback):

@@ -23,8 +23,8 @@ from lightning_seg.callbacks.drawing import (
 )
 from lightning_seg.callbacks.picture_sinks import send, write_files
 from lightning_seg.errors import SetupError, require_range
+from lightning_seg.run_folder import run_folder
 from lightning_seg.training import MethodModule, SegmentationModule
-from lightning_seg.training.run_folder import run_folder
 from lightning_seg.training.undisturbed import undisturbed
 
 MOST = 8

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_seg.files import write_whole
-from lightning_seg.training.run_folder import run_folder
+from lightning_seg.run_folder import run_folder
 
 RUN_FILE = "wandb_run.json"
 """The file beside the checkpoints that holds the id of the W&B run and its last step."""

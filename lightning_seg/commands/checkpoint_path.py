@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_seg.errors import SetupError
+from lightning_seg.run_folder import run_folder
 from lightning_seg.training.checkpoint_io import newest_whole
-from lightning_seg.training.run_folder import run_folder
 
 UNTRAINED = "untrained"
 """The word that lets `validate`, `test` and `predict` use a network without a checkpoint."""

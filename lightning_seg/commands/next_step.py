@@ -15,8 +15,8 @@ from lightning import Callback, Trainer
 from lightning_seg.callbacks import PredictionWriter, SaveEncoder, ScoreFiles, StopOnSignal
 from lightning_seg.commands.messages import in_flags
 from lightning_seg.commands.parser import ReadableParser
+from lightning_seg.run_folder import CONFIG, run_folder
 from lightning_seg.training import PretrainingModule
-from lightning_seg.training.run_folder import CONFIG, run_folder
 
 Kind = TypeVar("Kind", bound=Callback)
 

@@ -29,8 +29,8 @@ from lightning_seg.commands.report_images import image_groups, legend, listed_pi
 from lightning_seg.commands.sides import VERBS_WITH_SCORES, Side, read_side, scores_folder
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
+from lightning_seg.run_folder import CONFIG
 from lightning_seg.scores import Scores, read_scores
-from lightning_seg.training.run_folder import CONFIG
 
 CURVES = "metrics.csv"
 PAGE = Path(__file__).parent / "report_page"

@@ -15,7 +15,7 @@ from small_runs import SMALL_WORDS, quiet_trainer, scenes, tiny
 import cli
 from lightning_seg import CrossEntropyModule
 from lightning_seg.callbacks import RunMonitor, wandb_run
-from lightning_seg.training.run_folder import run_folder
+from lightning_seg.run_folder import run_folder
 
 
 class Breaks(L.Callback):
