@@ -36,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 GRID = ROOT / "benchmarks" / "evidence" / "grid.yaml"
 RESULTS = ROOT / "benchmarks" / "results"
-SHOWN = ("miou", "rare_third", "boundary_iou", "trimap_iou_1", "trimap_iou_3")
-"""The scores of the table, as in the CSV."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +158,9 @@ def table_path(split: str) -> Path:
 
 def rows_of(split: str) -> list[dict[str, Any]]:
     """Return the rows of the CSV, none where there is no file."""
-    path = table_path(split)
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    from evidence_table import read
+
+    return read(table_path(split))
 
 
 def run(options: argparse.Namespace, grid: dict[str, Any]) -> None:
@@ -208,35 +204,22 @@ def run(options: argparse.Namespace, grid: dict[str, Any]) -> None:
 
 def table(options: argparse.Namespace, grid: dict[str, Any]) -> None:
     """Print every row's difference from cross-entropy, in points."""
-    from scipy.stats import t as student
+    from evidence_table import SCORES, cell
 
     rows = rows_of(options.split)
-    for name, setting in grid["settings"].items():
-        keys = {(t.row, t.key) for t in trainings(grid, [name], [], [0])}
-        here = [r for r in rows if r["setting"] == name and (r["row"], r["config"]) in keys]
+    for name in options.settings or grid["settings"]:
+        setting = grid["settings"][name]
+        here = [each for each in rows if each["setting"] == name]
         if not here:
             continue
         print(f"\n{name}: {setting['title']}")
-        print(f"{'row':<22}{'seeds':>6}" + "".join(f"{score:>18}" for score in SHOWN))
-        by_row = {row: {r["seed"]: r for r in here if r["row"] == row} for row in setting["rows"]}
-        for row, runs in by_row.items():
-            seeds = sorted(runs.keys() & by_row["ce"].keys())
-            line = f"{row:<22}{len(seeds):>6}"
-            for score in SHOWN:
-                values = np.array([100 * float(runs[s][score]) for s in seeds])
-                if row != "ce":
-                    values = values - [100 * float(by_row["ce"][s][score]) for s in seeds]
-                if not len(values):
-                    continue
-                half = np.nan
-                if len(values) > 1:
-                    scale = student.ppf(0.975, len(values) - 1) / np.sqrt(len(values))
-                    half = scale * values.std(ddof=1)
-                text = (
-                    f"{values.mean():+.2f} +- {half:.2f}" if row != "ce" else f"{values.mean():.2f}"
-                )
-                line += f"{text:>18}"
-            print(line)
+        print(f"{'row':<22}{'seeds':>6}" + "".join(f"{title:>18}" for title in SCORES.values()))
+        for row in setting["rows"]:
+            found = [cell(here, row, score) for score in SCORES]
+            texts = [f"{each.mean:+.2f} +- {each.half:.2f}" for each in found if each]
+            if texts:
+                line = f"{row:<22}{found[0].seeds:>6}" + "".join(f"{text:>18}" for text in texts)
+                print(line)
 
 
 def _seeds(text: str) -> list[int]:

@@ -1,0 +1,75 @@
+"""The evidence: its intervals, its page, and that its trainings can be configured."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from places import ROOT
+from scipy import stats
+
+import cli
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+evidence_table, evidence = script("evidence_table"), script("evidence")
+GRID = yaml.safe_load(evidence.GRID.read_text())
+ROWS = {row: name for name, setting in GRID["settings"].items() for row in setting["rows"]}
+
+
+def test_intervals_are_those_of_a_paired_t_test() -> None:
+    generator = np.random.default_rng(0)
+    scores = {row: generator.random(5) for row in ("ce", "cpg")}
+    rows = [
+        {"row": row, "seed": str(seed), "miou": str(value)}
+        for row, values in scores.items()
+        for seed, value in enumerate(values)
+    ]
+    rows.append({"row": "cpg", "seed": "9", "miou": "0.1"})  # without a partner
+    found = evidence_table.cell(rows[::-1], "cpg", "miou")
+    test = stats.ttest_rel(100 * scores["cpg"], 100 * scores["ce"])
+    low, high = test.confidence_interval(0.95)
+    assert found.seeds == 5
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert evidence_table.cell(rows, "ce", "miou").mean == pytest.approx(100 * scores["ce"].mean())
+    assert evidence_table.cell(rows, "cpg", "miou").shown == (test.pvalue < 0.05)
+
+
+def test_the_page_shows_the_numbers_as_they_are() -> None:
+    page = evidence_table.PAGE.read_text(encoding="utf-8")
+    assert evidence_table.written(page) == page, "run: python benchmarks/evidence_table.py"
+
+
+def test_every_row_of_the_grid_is_used() -> None:
+    assert ROWS.keys() == GRID["rows"].keys()
+    assert all(setting["rows"][0] == "ce" for setting in GRID["settings"].values())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_can_be_configured(row: str) -> None:
+    (training,) = evidence.trainings(GRID, [ROWS[row]], [row], [0])
+    words = [str(ROOT / word) if word.endswith(".yaml") else word for word in training.words]
+    printed = io.StringIO()
+    root = ["--data.root=/where"] if "copy" in GRID["settings"][ROWS[row]] else []
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        cli.main(["fit", *words, *root, "--seed_everything=0", "--print_config"])
+    config = yaml.safe_load(printed.getvalue())
+    for key, value in GRID["rows"][row].get("options", {}).items():
+        part = config
+        head, *path = key.split(".")
+        part = part[head]
+        for name in path:
+            part = part["init_args"][name]
+        assert (part["class_path"] if isinstance(part, dict) else part) == value, key
