@@ -63,22 +63,19 @@ class FlatSum(torch.autograd.Function):
             kernel: The kernel of both directions.
         """
         total, weights = logits.new_zeros(()), flat.to(logits.dtype)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         step = max(1, _BLOCK // max(1, flat[0].numel()))
         for image, (values, weight) in enumerate(zip(logits, weights, strict=True)):
             if known is not None:
                 values = torch.where(known[image], values, 0)
             probabilities = values.softmax(0)  # (C, H, W)
-            into, inner = torch.empty_like(probabilities), torch.zeros_like(weight)
+            into, inner = gradient[image], torch.zeros_like(weight)
             for first in range(0, len(values), step):
                 part = slice(first, first + step)
                 total += _squares(probabilities[part], weight, kernel, into[part])
                 inner += (probabilities[part] * into[part]).sum(0)
-            if gradient is not None:
-                # through the softmax: p (g - sum_c p_c g_c)
-                torch.mul(probabilities, into.sub_(inner), out=gradient[image])
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
+            into.sub_(inner).mul_(probabilities)  # through the softmax: p (g - sum_c p_c g_c)
+        ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
