@@ -2,7 +2,8 @@
 
     python benchmarks/evidence_table.py
 
-writes the tables of `docs/results.md` from `benchmarks/results/evidence.csv`.
+writes the tables of `docs/results.md` and the plot `docs/results.png` from
+`benchmarks/results/evidence.csv`.
 """
 
 from __future__ import annotations
@@ -106,6 +107,46 @@ def tables(rows: Sequence[dict[str, Any]], grid: dict[str, Any]) -> Iterator[str
             yield f"| {grid['rows'][row]['title']} | {seeds} | {' | '.join(texts)} |"
 
 
+def plot(rows: Sequence[dict[str, Any]], grid: dict[str, Any], path: Path) -> None:
+    """Draw the differences from cross-entropy in mIoU and Boundary IoU with their intervals.
+
+    Args:
+        rows: The rows of the CSV.
+        grid: The grid.
+        path: The PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    lines: list[tuple[str, dict[str, Cell | None] | None]] = []
+    for name, setting in grid["settings"].items():
+        here = [each for each in rows if each["setting"] == name]
+        found = [
+            (grid["rows"][row]["title"], {score: cell(here, row, score) for score in SCORES})
+            for row in setting["rows"]
+            if row != BASELINE and cell(here, row, "miou") is not None
+        ]
+        if found:
+            lines += [(setting["title"], None), *found]
+    figure = Figure(figsize=(11, 0.27 * len(lines) + 1), dpi=100, layout="constrained")
+    shown = ("miou", "boundary_iou")
+    panels = figure.subplots(1, len(shown), sharey=True)
+    for axes, score in zip(panels, shown, strict=True):
+        for place, (_, cells) in enumerate(lines):
+            each = cells[score] if cells else None
+            if each is not None:
+                half = 0 if np.isnan(each.half) else each.half
+                color = "tab:blue" if each.shown else "0.5"
+                axes.errorbar(each.mean, place, xerr=half, fmt="o", color=color, ms=4, capsize=2)
+        axes.axvline(0, color="0.3", lw=0.8)
+        axes.set(xlabel=f"points of {SCORES[score]} over cross-entropy", ylim=(len(lines), -1))
+        axes.grid(axis="x", color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(lines)), [title for title, _ in lines], fontsize=8)
+    for label, (_, cells) in zip(panels[0].get_yticklabels(), lines, strict=True):
+        label.set_fontweight("normal" if cells else "bold")
+    figure.savefig(path)
+
+
 def _text(each: Cell | None, row: str) -> str:
     if each is None:
         return ""
@@ -126,3 +167,5 @@ def written(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    everything = read(ROOT / "benchmarks" / "results" / "evidence.csv")
+    plot(everything, yaml.safe_load(GRID.read_text(encoding="utf-8")), PAGE.with_suffix(".png"))
