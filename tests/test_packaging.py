@@ -87,9 +87,9 @@ def test_the_readmes_commands_run_from_the_wheel_in_an_empty_folder(
     photos.mkdir()
     empty.mkdir()
     Image.effect_noise((70, 50), 40).save(photos / "photo.jpg")
-    script = own_images(root, photos)
+    script, report = own_images(root, photos), "lightning-seg report runs/mine"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"lightning-seg configs\n{script}"],
+        ["bash", "-euo", "pipefail", "-c", f"lightning-seg configs\n{script}\n{report}"],
         cwd=empty,
         env={"PATH": f"{installed}:/usr/bin:/bin", "OMP_NUM_THREADS": "2", "HOME": str(tmp_path)},
         capture_output=True,
@@ -101,9 +101,10 @@ def test_the_readmes_commands_run_from_the_wheel_in_an_empty_folder(
     # each verb ends with what it wrote and the command that comes next, and that one works
     last = [line for line in done.stderr.splitlines() if line.startswith("written: ")]
     assert len(last) == 3
+    assert last[1] == f"written: the scores, in runs/mine/test; next: {report}"
+    assert "<h1" in (empty / "runs/mine/report.html").read_text(encoding="utf-8")
     best = "runs/mine/checkpoints/best.ckpt"
     assert last[0].endswith(f"lightning-seg test -c runs/mine/config.yaml --ckpt_path {best}")
-    assert "lightning-seg predict" in last[1]
     assert last[2] == (
         "written: 1 prediction in runs/mine/predictions; next: open runs/mine/predictions/overlays"
     )
