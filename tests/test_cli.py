@@ -267,6 +267,18 @@ def test_the_table_is_printed_and_the_checkpoint_named(
     assert f"written: {path}" in printed.err + caplog.text
 
 
+def test_checkpoints_that_cannot_be_written_end_a_run_before_its_first_step(
+    small: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    saver = ["--trainer.callbacks=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path}/file"]
+    stepped = ["--trainer.callbacks+=tiny.RecordBatches", f"--trainer.callbacks.folder={tmp_path}"]
+    words = ["--model.network=tiny.TinyNet", *small, *saver, *stepped]
+    with pytest.raises(SetupError, match=r"checkpoints cannot be written .*default_root_dir"):
+        cli.main(["fit", *words])
+    assert not (tmp_path / "rank0.jsonl").exists()
+
+
 def test_prediction_of_a_folder_without_masks(small: list[str], tmp_path: Path) -> None:
     cli.main(["fit", *TINY, *small])
     (checkpoint,) = tmp_path.rglob("*.ckpt")

@@ -57,19 +57,27 @@ def to_wandb(logger: Logger, drawing: Drawing) -> int:
         size += _jpeg_size(sheet)
     labels = {**dict(enumerate(drawing.class_names)), VOID: "void"}
 
-    def overlaid(example: Example) -> Any:
+    # W&B shows a list of images well only where they have one size
+    shapes = [example.image.shape for example in drawing.examples]
+    height, width = (max((shape[at] for shape in shapes), default=0) for at in (0, 1))
+
+    def overlaid(example: Example, whole: bool = False) -> Any:
         masks: dict[str, Any] = {
-            name: {"mask_data": mask, "class_labels": labels}
+            name: {
+                "mask_data": mask if whole else _padded(mask, height, width, VOID),
+                "class_labels": labels,
+            }
             for name, mask in example.masks.items()
         }
-        picture = Image.fromarray(example.image)
+        image = example.image if whole else _padded(example.image, height, width, 0)
+        picture = Image.fromarray(image)
         return wandb.Image(picture, caption=example.id, masks=masks or None, file_type="jpg")
 
     if examples := [each for each in drawing.examples if each.masks]:
         content["pictures/masks"] = [overlaid(each) for each in examples]
         size += sum(_jpeg_size(each.image) for each in examples)
     if drawing.hardest:
-        rows = [[each.id, each.miou, overlaid(each)] for each in drawing.hardest]
+        rows = [[each.id, each.miou, overlaid(each, whole=True)] for each in drawing.hardest]
         columns: list[str | int] = ["image id", "mIoU of the image", "picture"]
         content["pictures/hardest_images"] = wandb.Table(columns=columns, data=rows)
         size += sum(_jpeg_size(each.image) for each in drawing.hardest)
@@ -78,6 +86,12 @@ def to_wandb(logger: Logger, drawing: Drawing) -> int:
     if content:
         logger.log_metrics(content, step=drawing.logged_step)
     return size
+
+
+def _padded(picture: NDArray[np.uint8], height: int, width: int, value: int) -> NDArray[np.uint8]:
+    """Return an (H, W) or (H, W, 3) picture with rows and columns of a value added at the end."""
+    added = [(0, height - picture.shape[0]), (0, width - picture.shape[1])]
+    return np.pad(picture, added + [(0, 0)] * (picture.ndim - 2), constant_values=value)
 
 
 def _charts(confusion: NDArray[np.int64], names: list[str]) -> dict[str, Any]:

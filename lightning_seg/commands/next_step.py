@@ -42,10 +42,10 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         written = f"written: {count} in {_short(folder)}"
         return f"{written}; next: open {_short(look)}" if writer.written else written
     files = _callback(trainer, ScoreFiles).written
-    scores = files or _log_folder(trainer)
-    where = f"written: the scores, in {_short(scores)}" if scores else "written: nothing"
     if files is None:
-        return where
+        log = _log_folder(trainer)
+        return f"written: the scores, in {_short(log)}" if log and log.is_dir() else "written: logs"
+    where = f"written: the scores, in {_short(files)}"
     run = files.parent if files.name == verb else files
     return f"{where}; next: {as_typed('report', [_short(run)])}"
 

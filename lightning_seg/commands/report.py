@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+import lightning_seg
 from lightning_seg import __version__
 from lightning_seg.commands import report_parts
 from lightning_seg.commands.comparison import Comparison, compare_sides, percent
@@ -30,7 +32,8 @@ from lightning_seg.commands.sides import VERBS_WITH_SCORES, Side, read_side, sco
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
 from lightning_seg.run_folder import CONFIG
-from lightning_seg.scores import Scores, read_scores
+from lightning_seg.scores import SUMMARY, Scores, read_scores
+from lightning_seg.training import PretrainingModule
 
 CURVES = "metrics.csv"
 PAGE = Path(__file__).parent / "report_page"
@@ -119,7 +122,10 @@ def read_run(folder: Path) -> Run:
         run.scores = read_scores(run.place)
     except SetupError as error:
         command = _test_command(folder)
-        message = "There are no scores." if run.place == folder else f"{error}."
+        damaged = any((place / SUMMARY).is_file() for place in (folder, run.place))
+        message = f"{error}." if damaged or run.place != folder else "There are no scores."
+        if _trains_an_encoder(folder):
+            message, command = "This training is of an encoder, which has no scores of classes.", ""
         run.missing.append((message, command))
     if run.place == folder and run.scores and folder.name in VERBS_WITH_SCORES:
         run.folder = folder.parent  # the folder of scores was named
@@ -131,13 +137,29 @@ def read_run(folder: Path) -> Run:
     if run.scores is None or run.place != run.folder:  # else it is the table of the classes
         run.curves = read_curves(run.folder / CURVES)
     if not run.curves:
-        text = f"There is no {CURVES} with curves of the training, which the CSV logger writes."
+        text = (
+            f"There is no {CURVES} with curves of the training: the CSV logger writes it, also "
+            "beside other loggers (-c configs/logger/csv.yaml)."
+        )
         run.missing.append((text, ""))
     if run.scores is None and not run.config and not run.curves:
         raise SetupError(
-            f"there is nothing to report in {folder}: no scores, no {CONFIG} and no {CURVES}"
+            f"there is nothing to report in {folder}: {run.missing[0][0]} There is no {CONFIG} "
+            f"and no {CURVES}"
         )
     return run
+
+
+def _trains_an_encoder(folder: Path) -> bool:
+    """Return whether a run's configuration names a method that trains an encoder alone."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        name = str(config["model"]["class_path"]).rpartition(".")[2]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return False
+    return isinstance(method := getattr(lightning_seg, name, None), type) and issubclass(
+        method, PretrainingModule
+    )
 
 
 def _test_command(folder: Path) -> str:

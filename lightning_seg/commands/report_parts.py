@@ -156,7 +156,7 @@ def in_short(lines: list[Line], kind: str) -> str:
     """Return the highest and lowest of some lines in a sentence, as the text of a chart."""
     known = [line for line in lines if line.share is not None]
     if not known:
-        return f"No {kind} has a score."
+        return f"None of the {kind} has a value."
     high, low = max(known, key=_height), min(known, key=_height)
     text = f"The highest of {len(known)} {kind} is {high.name} with {high.value}"
     text += f", the lowest is {low.name} with {low.value}."
@@ -164,8 +164,9 @@ def in_short(lines: list[Line], kind: str) -> str:
         up = sum(line.verdict == BETTER for line in known)
         down = sum(bool(line.verdict) for line in known) - up
         if up or down:
-            text += f" Against the baseline {up} are better and {down} are worse; of the others "
-            text += "no difference can be shown."
+            text += f" Against the baseline {up} are better and {down} are worse"
+            rest = "; of the others no difference can be shown."
+            text += rest if up + down < len(known) else "."
         else:
             text += " Against the baseline, no difference can be shown in any of them."
     return text

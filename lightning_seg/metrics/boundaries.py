@@ -119,9 +119,9 @@ def require_dilation(**settings: int | float) -> None:
         SetupError: An integer is below 1, or a float is outside (0, 1).
     """
     for name, value in settings.items():
-        if isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool):
             require_range(1, math.inf, error=SetupError, **{name: value})
-        elif not 0 < value < 1:
+        elif isinstance(value, bool) or not 0 < value < 1:
             raise SetupError(
                 f"{name} must be an integer of at least 1 (pixels) or a float between 0 and 1 "
                 f"(share of the image's diagonal), not {value}",

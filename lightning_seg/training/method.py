@@ -295,6 +295,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Set the length of the schedules, which is known once the loaders are there."""
+        self._numbered = False
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, PolyLR):
                 config.scheduler.set_length(self.trainer.estimated_stepping_batches)
@@ -325,6 +326,8 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the batch, and restore the random state of a checkpoint before the first one."""
         self._require_needs(batch)
+        self._number_steps(0)
+        self._numbered = True
         self._random_state.restore()
 
     def on_validation_batch_start(
@@ -332,6 +335,22 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
     ) -> None:
         """Check the batch, also in Lightning's check before training."""
         self._require_needs(batch)
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._number_steps(1)
+
+    def _number_steps(self, behind: int) -> None:
+        """Let a resumed training log with the step numbers of one that was not interrupted.
+
+        Lightning (version 2.6) counts one step too many after some checkpoints, such as that of
+        the end of a training or of a process that was killed. Before the first step of a training
+        its counter is set to the number of steps made.
+
+        Args:
+            behind: 1 in a validation, in which Lightning has not counted the last step yet.
+        """
+        steps = self.trainer.global_step
+        if not getattr(self, "_numbered", True) and steps > 0:
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = steps - behind
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Check the batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from lightning_seg import (
     SetupError,
 )
 from lightning_seg.callbacks import RunMonitor, ValidationPictures
-from lightning_seg.callbacks.drawing import image_miou, single_images
+from lightning_seg.callbacks.drawing import Drawing, Example, image_miou, single_images
 from lightning_seg.views import ColorView, Views
 
 
@@ -257,6 +258,30 @@ def test_tensorboard_gets_them(tmp_path):
     shown = events.Images("pictures/examples")
     assert [each.step for each in shown] == [0, 1]  # as Lightning counts
     assert shown[0].width == 5 * 262 + 6
+
+
+def test_masks_of_different_sizes_are_padded_to_one() -> None:
+    """W&B warns of a list of images of several sizes, and shows it badly."""
+    from lightning_seg.callbacks.picture_sinks import to_wandb
+
+    examples = [
+        Example(
+            id=name,
+            image=np.full((*size, 3), 9, np.uint8),
+            masks={"truth": np.ones(size, np.uint8)},
+            miou=0.5,
+        )
+        for name, size in (("a", (20, 30)), ("b", (24, 16)))
+    ]
+    logged = {}
+    logger = SimpleNamespace(log_metrics=lambda content, step: logged.update(content))
+    to_wandb(logger, Drawing(1, 0, {}, examples, [], ["x", "y"]))
+    shown = logged["pictures/masks"]
+    assert [each.image.size for each in shown] == [(30, 24), (30, 24)]
+    for each, (height, width) in zip(shown, ((20, 30), (24, 16)), strict=True):
+        mask = np.asarray(Image.open(each._masks["truth"]._path))
+        assert (mask[:height, :width] == 1).all()
+        assert (mask == 255).sum() == 24 * 30 - height * width
 
 
 LONG = ["a, b", "x" * 300, *(f"c{index}" for index in range(6))]

@@ -222,7 +222,7 @@ def test_an_interrupted_run_is_reported_with_what_is_there(
     (run / "config.yaml").unlink()
     assert "There is no config.yaml" in report(run).text
     (run / "metrics.csv").unlink()
-    with pytest.raises(SetupError, match=r"nothing to report in .*lmp: no scores"):
+    with pytest.raises(SetupError, match=r"nothing to report in .*lmp: There are no scores\."):
         report(run)
 
 
@@ -243,6 +243,22 @@ def test_damaged_files_are_left_out_with_a_sentence(runs: tuple[Path, Path]) -> 
         assert f"hold no {part}." in page.text
     (run / "test/counts.npz").write_bytes(b"damaged")
     assert "cannot be read" in report(run).text
+
+
+def test_a_training_of_an_encoder_has_no_scores_to_ask_for(runs: tuple[Path, Path]) -> None:
+    run = runs[0]
+    shutil.rmtree(run / "test")
+    (run / "config.yaml").write_text("model: {class_path: lightning_seg.JigsawModule}\n")
+    text = report(run).text
+    assert "This training is of an encoder" in text
+    assert "This command makes them" not in text
+
+
+def test_damaged_scores_alone_are_named(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0] / "test", tmp_path / "alone")
+    (tmp_path / "alone/counts.npz").write_bytes(b"damaged")
+    with pytest.raises(SetupError, match=r"nothing to report .*cannot be read"):
+        cli.main(["report", str(tmp_path / "alone")])
 
 
 def test_mistakes_are_one_message(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -329,10 +345,16 @@ def test_a_reliability_diagram_without_pixels_is_left_out() -> None:
 def test_the_page_in_a_browser(runs: tuple[Path, Path], tmp_path: Path) -> None:
     report(runs[0], "--baseline", runs[1])
     file = runs[0] / "report.html"
+    long = write_run(tmp_path / "long", images=3, classes=["a", "n" * 300, *"cdefgh"])
+    report(long)
+    named = long / "report.html"
     cut = "getComputedStyle(document.querySelector('.stack')).getPropertyValue('--cut')"
     slider = "document.querySelector('input[type=range]')"
 
     async def work(page: Page) -> None:
+        # a name that has no place for a line break
+        await page.open(named, 400, False)
+        assert await page.evaluate("document.documentElement.scrollWidth") == 400
         for width, dark in itertools.product((1280, 400), (False, True)):
             await page.open(file, width, dark)
             # nothing is wider than the window
@@ -361,6 +383,6 @@ def test_the_page_in_a_browser(runs: tuple[Path, Path], tmp_path: Path) -> None:
         await page.open(file, scripts=False)
         await page.screenshot(tmp_path / "without.png")
         assert page.complaints == []
-        assert set(page.requests) == {file.as_uri()}
+        assert set(page.requests) == {file.as_uri(), named.as_uri()}
 
     with_page(work)

@@ -1,5 +1,7 @@
 """N steps = N/2 steps, a checkpoint, and N/2 steps from it, to the last bit."""
 
+import contextlib
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -8,11 +10,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from methods import PIECES, tiny_words
+from small_runs import Kept, quiet_trainer, scenes, tiny
 from tiny import TinyNet
 
 import cli
 from datamodules import SyntheticScenesDataModule
 from lightning_seg import ASMLModule, CrossEntropyModule, SemiAdvModule
+from lightning_seg.callbacks import RunMonitor
 from lightning_seg.training.optimization import PolyLR
 
 SEMI = {
@@ -182,3 +186,44 @@ def test_every_method_of_the_command_resumes_to_the_last_bit(
     state = resumed.model.state_dict()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize("end", ["max_steps", "killed"])
+@pytest.mark.parametrize("kind", [CrossEntropyModule, ASMLModule])
+def test_a_resumed_training_logs_with_the_steps_of_a_whole_one(tmp_path, kind, end) -> None:
+    """3 steps an epoch, a validation after each, every 2nd step logged with learning rates."""
+
+    class Killed(L.Callback):
+        def on_train_batch_start(self, trainer, *args) -> None:
+            if end == "killed" and trainer.global_step == 7 and len(kept) == 2:
+                raise ProcessLookupError  # one step after the last checkpoint
+
+    def run(folder: Path, steps: int, checkpoint: str | None = None) -> dict[int, set[str]]:
+        kept.append(Kept())
+        saver = ModelCheckpoint(folder, save_last=True, monitor="val/miou", mode="max")
+        trainer = quiet_trainer(
+            tmp_path,
+            logger=kept[-1],
+            callbacks=[saver, RunMonitor(), Killed()],
+            enable_checkpointing=True,
+            max_steps=steps,
+            max_epochs=-1,
+            limit_train_batches=3,
+            log_every_n_steps=2,
+        )
+        module = tiny(kind)
+        with contextlib.suppress(ProcessLookupError), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*could not find the monitored key")
+            trainer.fit(module, scenes(train_size=12), ckpt_path=checkpoint)
+        return {step: set(row) for step, row in kept[-1].rows.items()}
+
+    kept: list[Kept] = []
+    whole = run(tmp_path / "whole", 12)
+    first = run(tmp_path / "parts", 12 if end == "killed" else 6)
+    second = run(tmp_path / "parts", 12, str(tmp_path / "parts/last.ckpt"))
+    assert {"lr/network", "gradient/network", "train/loss"} <= whole[7]
+    assert "val/miou" in whole[11]
+    again = first.keys() & second.keys()
+    assert again <= {5}  # Lightning may validate the saved epoch again
+    assert {**second, **first} == whole
+    assert all(second[step] <= whole[step] for step in again)
