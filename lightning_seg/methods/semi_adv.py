@@ -83,7 +83,8 @@ class SemiAdvModule(DiscriminatorModule):
         lambda_semi: Weight of L_semi, at least 0.
         lambda_semi_adv: Weight of L_adv on unlabelled images, at least 0.
         strong_view: Whether pseudo-labels teach the network on `image_strong`, the second view of
-            their image, instead of on the image itself. The option is not the paper's.
+            their image, instead of on the image itself. L_semi is then a mean over all pixels, in
+            which those without a pseudo-label are 0. The option is not the paper's.
         softmax_threshold: Probability of a class in [0, 1] from which a pixel gets a pseudo-label,
             whatever D says; None lets D select the pixels, as in the paper.
         ema_decay: Decay in [0, 1) of a running mean of the network's weights, whose predictions
@@ -273,6 +274,9 @@ class SemiAdvModule(DiscriminatorModule):
             terms["semi"] = cross_entropy(
                 logits, pseudo, self.ignore_index, across_ranks=self.across_ranks
             )
+            if strong is not None:  # a few selected pixels must not have the weight of all
+                kept = (pseudo != self.ignore_index).to(logits.dtype)
+                terms["semi"] = terms["semi"] * masked_mean(kept, judged.valid, self.across_ranks)
         return terms
 
     def _due(self) -> set[str]:

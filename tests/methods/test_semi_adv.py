@@ -161,6 +161,8 @@ class Reference:
             row["selected"] = torch.tensor(self.selected[-1])
             if semi:
                 row["loss_semi"] = cross_entropy(learns, labels)
+                if self.strong:  # the mean over all pixels that are not padding
+                    row["loss_semi"] = row["loss_semi"] * self.selected[-1]
                 loss = loss + self.semi * row["loss_semi"]
             if self.shows_unlabeled:
                 fake.append((theirs, known))
