@@ -78,7 +78,7 @@ def test_ranks_share_every_stream_and_reshuffle(tmp_path: Path) -> None:
     class Trainer:
         world_size, num_training_batches = 2, 100
         log_dir = default_root_dir = str(tmp_path)
-        loggers: list = []
+        loggers = ()
         is_global_zero = False
         overfit_batches = 0
 
