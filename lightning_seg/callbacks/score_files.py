@@ -87,7 +87,7 @@ class ScoreFiles(Callback):
         """Count the pixels of the images in a batch."""
         if isinstance(pl_module, SegmentationModule):
             done = (batch_idx + 1) / max(1, sum(trainer.num_test_batches))
-            self._add(pl_module, batch, outputs["labels"], done)
+            self._add(pl_module, batch, outputs, done)
 
     def on_validation_batch_end(
         self,
@@ -101,7 +101,7 @@ class ScoreFiles(Callback):
         """Count the pixels of the images in a batch of the verb `validate`."""
         if trainer.state.fn == "validate" and isinstance(pl_module, SegmentationModule):
             done = (batch_idx + 1) / max(1, sum(trainer.num_val_batches))
-            self._add(pl_module, batch, outputs["labels"], done)
+            self._add(pl_module, batch, outputs, done)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files."""
@@ -119,10 +119,12 @@ class ScoreFiles(Callback):
         self,
         module: SegmentationModule,
         batch: dict[str, Any],
-        labels: Tensor,
+        outputs: Any,
         progress: float,
     ) -> None:
-        target = batch["mask"]
+        if not isinstance(outputs, dict) or "labels" not in outputs:
+            return  # a step of a user's own
+        labels, target = outputs["labels"], batch["mask"]
         found = image_counts(labels, target, module.num_classes, module.ignore_index)
         void = target.masked_fill(target == module.ignore_index, 255)
         for place, name in enumerate(batch["id"]):
@@ -159,6 +161,8 @@ class ScoreFiles(Callback):
                     counts[name] = each
         shown = {each.name: each for _, pictures in parts for each in pictures}
         ids = sorted(counts)
+        if not ids:
+            return
         stacked = np.stack([counts[name] for name in ids]).astype(np.int64)
         summary = self._summary(trainer, module, verb) | {"images": len(ids)}
         try:
@@ -181,7 +185,7 @@ class ScoreFiles(Callback):
             strict=True,
         )
         names = ("low", "high", "count", "confidence", "accuracy")
-        checkpoint = trainer.ckpt_path
+        checkpoint, data = trainer.ckpt_path, getattr(trainer, "datamodule", None)
         return {
             "verb": verb,
             "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -192,7 +196,7 @@ class ScoreFiles(Callback):
             "seed": _seed(folder_of_checkpoint(checkpoint)),
             "method": type(module).__name__,
             "network": type(module.network).__name__,
-            "data": type(getattr(trainer, "datamodule", None)).__name__,
+            "data": type(data).__name__ if data is not None else None,
             "classes": module.class_names,
             "palette": color_table(module.num_classes, module.palette)[
                 : module.num_classes

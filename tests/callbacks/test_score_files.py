@@ -124,6 +124,16 @@ def test_all_void_masks_have_rows_without_scores(tmp_path: Path) -> None:
     assert summary["scores"]["miou"] is None
 
 
+def test_a_test_step_of_a_users_own_leaves_no_files(tmp_path: Path) -> None:
+    class Silent(CrossEntropyModule):
+        def test_step(self, batch, batch_idx) -> None:
+            super().test_step(batch, batch_idx)
+
+    trainer = quiet_trainer(tmp_path, callbacks=[ScoreFiles()])
+    trainer.test(tiny(Silent), scenes(test_size=2), verbose=False)
+    assert not (tmp_path / "test").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.warns(UserWarning, match="could not be written"):
