@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from evidence_table import GRID, ROOT, SCORES, cell, read
 from filelock import FileLock
+from small_copies import small_copies
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
-GRID = ROOT / "benchmarks" / "evidence" / "grid.yaml"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -81,8 +81,6 @@ def _text(value: Any) -> str:
 
 def folder_of_data(setting: dict[str, Any], output: Path) -> list[str]:
     """Return the option that names the data of a setting, and make its small copies."""
-    from small_copies import small_copies
-
     if "copy" not in setting:
         return []
     source, side = setting["copy"]["source"], setting["copy"]["longest_side"]
@@ -158,8 +156,6 @@ def table_path(split: str) -> Path:
 
 def rows_of(split: str) -> list[dict[str, Any]]:
     """Return the rows of the CSV, none where there is no file."""
-    from evidence_table import read
-
     return read(table_path(split))
 
 
@@ -173,7 +169,6 @@ def run(options: argparse.Namespace, grid: dict[str, Any]) -> None:
         name: folder_of_data(grid["settings"][name], output) for name in {t.setting for t in left}
     }
     print(f"{len(chosen) - len(left)} of {len(chosen)} trainings are done", flush=True)
-    sys.path[:0] = [str(ROOT)]
     import cli  # noqa: F401  imported once, for all forked trainings
 
     context, running, started, failed = multiprocessing.get_context("fork"), [], time.time(), 0
@@ -204,8 +199,6 @@ def run(options: argparse.Namespace, grid: dict[str, Any]) -> None:
 
 def table(options: argparse.Namespace, grid: dict[str, Any]) -> None:
     """Print every row's difference from cross-entropy, in points."""
-    from evidence_table import SCORES, cell
-
     rows = rows_of(options.split)
     for name in options.settings or grid["settings"]:
         setting = grid["settings"][name]
@@ -239,7 +232,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "evidence")
     options = parser.parse_args()
-    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    sys.path.insert(0, str(ROOT))
     {"run": run, "table": table}[options.verb](options, grid)
 
 

@@ -98,7 +98,7 @@ class Scores:
         for index, name in enumerate(self.classes):
             _, predicted, truth = everywhere[index]
             yield [name, truth, predicted, *(_number(values[index]) for values in found)]
-        yield ["mean", "", "", *(_number(_mean(values)) for values in found)]
+        yield ["mean", "", "", *(_number(mean_of_present(values)) for values in found)]
 
     def _image_rows(self) -> Iterable[Sequence[Any]]:
         yield ["id", "pixels", "pixel_accuracy", *self.regions]
@@ -106,7 +106,7 @@ class Scores:
         for name, all_pixels, counts in zip(self.ids, everywhere, self.counts, strict=True):
             hits, _, truth = all_pixels.sum(0)
             accuracy = hits / truth if truth else np.nan
-            means = [_number(_mean(iou_of(region))) for region in counts]
+            means = [_number(mean_of_present(iou_of(region))) for region in counts]
             yield [name, truth, _number(accuracy), *means]
 
 
@@ -150,7 +150,8 @@ def _write_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean_of_present(values: NDArray[np.float64]) -> float:
+    """Return the mean of the values that are not NaN; NaN where there are none."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if len(present) else float("nan")
 

@@ -47,11 +47,11 @@ class View(ABC):
     has_key: ClassVar[bool] = False
 
     @abstractmethod
-    def pixels(self, behind: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
+    def pixels(self, image: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
         """Return the map in colours, at its own size.
 
         Args:
-            behind: The (H, W, 3) image that the map belongs to.
+            image: The (H, W, 3) image that the map belongs to.
             table: (256, 3) colours of the classes.
         """
 
@@ -77,7 +77,7 @@ class ColorView(View):
     image: Tensor
     caption: str = ""
 
-    def pixels(self, behind: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
+    def pixels(self, image: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
         """Return the picture itself."""
         return Image.fromarray(rgb_array(self.image))
 
@@ -99,11 +99,11 @@ class ClassView(View):
     labels: Tensor
     caption: str = ""
 
-    def pixels(self, behind: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
+    def pixels(self, image: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
         """Return the colours of the classes, mixed with the image."""
         ids = self.ids
-        image = np.full((*ids.shape, 3), 128, np.uint8) if behind is None else behind
-        return Image.fromarray(overlay(image, ids, table, 0.7))
+        below = np.full((*ids.shape, 3), 128, np.uint8) if image is None else image
+        return Image.fromarray(overlay(below, ids, table, 0.7))
 
     @property
     def ids(self) -> NDArray[np.uint8]:
@@ -133,7 +133,7 @@ class ScaleView(View):
     high: float
     meaning: str
 
-    def pixels(self, behind: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
+    def pixels(self, image: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
         """Return the colours of the numbers, grey where there is none."""
         values = self.values.detach().float().to("cpu").numpy()
         nothing = np.isnan(values)
@@ -170,17 +170,17 @@ class KindView(View):
     kinds: Tensor
     colors: Mapping[str, tuple[int, int, int]]
 
-    def pixels(self, behind: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
+    def pixels(self, image: NDArray[np.uint8] | None, table: NDArray[np.uint8]) -> Image.Image:
         """Return the grey image, tinted where there is a kind."""
         kinds = self.kinds.to("cpu").numpy()
-        image = np.full((*kinds.shape, 3), 200, np.uint8)
-        if behind is not None:
-            gray = 90 + behind.mean(-1, keepdims=True) * (150 / 255)
-            image = np.broadcast_to(gray, behind.shape).astype(np.uint8).copy()
+        tinted = np.full((*kinds.shape, 3), 200, np.uint8)
+        if image is not None:
+            gray = 90 + image.mean(-1, keepdims=True) * (150 / 255)
+            tinted = np.broadcast_to(gray, image.shape).astype(np.uint8).copy()
         for number, color in enumerate(self.colors.values()):
             chosen = kinds == number
-            image[chosen] = (0.2 * image[chosen] + 0.8 * np.array(color)).astype(np.uint8)
-        return Image.fromarray(image)
+            tinted[chosen] = (0.2 * tinted[chosen] + 0.8 * np.array(color)).astype(np.uint8)
+        return Image.fromarray(tinted)
 
     def key(self, draw: ImageDraw.ImageDraw, left: int, top: int, width: int) -> None:
         """Draw a square of the colour beside the name of every kind."""
@@ -318,11 +318,11 @@ def _draw_headings(
 
 def _cells(views: Views, table: NDArray[np.uint8], width: int) -> dict[str, Image.Image]:
     """Return the views of one image as pictures of one width."""
-    image = views.get("image")
-    behind = rgb_array(image.image) if isinstance(image, ColorView) else None
+    first = views.get("image")
+    image = rgb_array(first.image) if isinstance(first, ColorView) else None
     cells = {}
     for heading, view in views.items():
-        picture = view.pixels(behind, table)
+        picture = view.pixels(image, table)
         height = max(1, min(2 * width, round(picture.height * width / picture.width)))
         smaller = width < picture.width
         kind = Image.Resampling.BOX if smaller else Image.Resampling.NEAREST

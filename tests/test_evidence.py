@@ -24,6 +24,7 @@ def script(name: str):
     return module
 
 
+script("small_copies")  # which the scripts below import, as from their own folder
 evidence_table, evidence = script("evidence_table"), script("evidence")
 GRID = yaml.safe_load(evidence.GRID.read_text())
 ROWS = {row: name for name, setting in GRID["settings"].items() for row in setting["rows"]}

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_seg.errors import UserError
-from lightning_seg.metrics.class_maps import class_maps, iou_counts
+from lightning_seg.metrics.class_maps import class_maps, iou_counts, iou_of
 from lightning_seg.training import MethodModule
 from lightning_seg.views import VOID, ClassView, ColorView, Views, correctness, rgb_array, sheet
 
@@ -142,8 +142,7 @@ def image_miou(labels: Tensor, masks: Tensor, num_classes: int, ignore_index: in
     """
     maps = class_maps(labels, masks, num_classes, ignore_index)
     counts = iou_counts(maps, num_classes, maps.valid, maps.valid, per_image=True)  # (B, C, 3)
-    hits, predicted, truth = counts.double().unbind(-1)
-    found: list[float] = (hits / (predicted + truth - hits)).nanmean(1).tolist()  # 0 / 0 is NaN
+    found: list[float] = iou_of(counts.double()).nanmean(1).tolist()
     return found
 
 

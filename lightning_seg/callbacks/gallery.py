@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lightning_seg.callbacks.drawing import shrunk
 from lightning_seg.files import write_whole
+from lightning_seg.views import rgb_array
 
 _LONGEST_SIDE = 512  # pixels
 _EXTREMES = 12  # number of the best, and of the worst images that are kept
@@ -118,14 +120,11 @@ def write_pictures(folder: Path, shown: Sequence[Shown]) -> list[dict[str, str]]
 
 def _encoded(image: Tensor, maps: dict[str, Tensor], colors: NDArray[np.uint8]) -> dict[str, bytes]:
     """Return an image as JPEG and class maps as palette PNGs, at most 512 pixels wide and high."""
-    pixels = image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().byte()
-    picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-    scale = min(1.0, _LONGEST_SIDE / max(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    files = {"image": _file(picture.resize(size, Image.Resampling.LANCZOS), "JPEG", quality=85)}
+    picture = Image.fromarray(shrunk(rgb_array(image), _LONGEST_SIDE))
+    files = {"image": _file(picture, "JPEG", quality=85)}
     for kind, labels in maps.items():
-        index = Image.fromarray(labels.to(torch.uint8).cpu().numpy())
-        index = index.resize(size, Image.Resampling.NEAREST)
+        ids = labels.to(torch.uint8).cpu().numpy()
+        index = Image.fromarray(shrunk(ids, _LONGEST_SIDE))
         index.putpalette(colors.tobytes())
         files[kind] = _file(index, "PNG")
     return files

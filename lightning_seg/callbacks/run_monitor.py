@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_seg.callbacks.run_facts import class_shares, run_facts
 from lightning_seg.callbacks.wandb_run import keep_id
 from lightning_seg.training import MethodModule
+from lightning_seg.training.method import step_is_logged
 
 PLAYERS = ("network", "opponent")
 """The names of a module's optimizers, in their order."""
@@ -101,7 +102,7 @@ class RunMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Note a player's learning rates and the norm of its gradients in a logged step."""
-        if not _logs_now(trainer):
+        if not step_is_logged(trainer):
             return
         player = _player(trainer, optimizer)
         self._rates |= _learning_rates(optimizer, player)
@@ -162,12 +163,6 @@ def peak_memory(device: torch.device) -> float:
         return 0.0
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def _logs_now(trainer: Trainer) -> bool:
-    """Return whether the step in progress is logged; after its end the answer is Lightning's."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and (trainer.global_step + 1) % every == 0
 
 
 def _count(batch: Any) -> int:

@@ -14,21 +14,17 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from torch import Tensor
 
 import lightning_seg
 from lightning_seg.callbacks.gallery import Gallery, write_pictures
 from lightning_seg.errors import require_range
-from lightning_seg.metrics.boundary_iou import boundary_iou_counts
-from lightning_seg.metrics.class_maps import class_maps, iou_counts
-from lightning_seg.metrics.trimap_iou import trimap_counts
 from lightning_seg.pictures import color_table
 from lightning_seg.processes import world_size
 from lightning_seg.provenance import commit
 from lightning_seg.run_folder import CONFIG, folder_of_checkpoint, run_folder
-from lightning_seg.scores import EVERYWHERE, PICTURES, Scores, iou_of
+from lightning_seg.scores import PICTURES, Scores, iou_of
 from lightning_seg.training import SegmentationModule
-from lightning_seg.training.evaluation import BANDS, DILATION
+from lightning_seg.training.evaluation import image_counts, regions
 
 
 class ScoreFiles(Callback):
@@ -208,30 +204,6 @@ class ScoreFiles(Callback):
                 "bins": [dict(zip(names, row, strict=True)) for row in columns],
             },
         }
-
-
-def regions() -> list[str]:
-    """Return the names of the regions that `image_counts` counts."""
-    return [EVERYWHERE, "boundary_iou", *(f"trimap_iou_{band}" for band in BANDS)]
-
-
-def image_counts(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Return the pixels of every image, region and class that are right, predicted and true.
-
-    Args:
-        preds: (B, H, W) integer class ids.
-        target: (B, H, W) integer class ids, or `ignore_index`.
-        num_classes: Number of classes C.
-        ignore_index: The class id, in targets, of void pixels.
-
-    Returns:
-        (B, R, C, 3) int64, with the R regions of `regions`.
-    """
-    maps = class_maps(preds, target, num_classes, ignore_index)
-    everywhere = iou_counts(maps, num_classes, maps.valid, maps.valid, per_image=True)
-    boundary = boundary_iou_counts(maps, num_classes, DILATION, per_image=True)
-    bands = trimap_counts(maps, num_classes, BANDS, per_image=True)
-    return torch.cat([everywhere[:, None], boundary[:, None], bands], dim=1)
 
 
 def _of_all_processes(part: Any) -> list[Any]:

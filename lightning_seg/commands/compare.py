@@ -27,7 +27,7 @@ from lightning_seg.commands.comparison import Comparison, Row, compare_sides, pe
 from lightning_seg.commands.comparison_plot import comparison_plot
 from lightning_seg.commands.mask_folders import class_names, scores_of_masks
 from lightning_seg.commands.parser import VERBS, ReadableParser
-from lightning_seg.commands.sides import Side, folders_of, read_side
+from lightning_seg.commands.sides import Side, folders_of, read_side, shortened
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.files import write_whole
 
@@ -179,7 +179,7 @@ def _table(found: Comparison, rows: Sequence[Row], heading: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
     table.add_column(heading, overflow="fold", min_width=17, max_width=44)
     for name in (found.baseline, found.other):
-        table.add_column(_shortened(name, 24), justify="right", overflow="fold", max_width=10)
+        table.add_column(shortened(name, 24), justify="right", overflow="fold", max_width=10)
     table.add_column("points", justify="right", no_wrap=True)
     table.add_column(f"{percent(found.confidence)} over images", justify="right", no_wrap=True)
     if found.runs > 1:
@@ -190,7 +190,7 @@ def _table(found: Comparison, rows: Sequence[Row], heading: str) -> Table:
         values = [_score(row.baseline), _score(row.other), points(row.difference)]
         values += [span(row.images)] + [span(row.seeds)] * (found.runs > 1)
         verdict = Text(row.verdict if row.shown else "not shown", styles.get(row.verdict, ""))
-        table.add_row(Text(_shortened(row.name, 80)), *map(Text, values), verdict)
+        table.add_row(Text(shortened(row.name, 80)), *map(Text, values), verdict)
     return table
 
 
@@ -200,8 +200,3 @@ def _say(text: str, console: Console) -> None:
 
 def _score(value: float) -> str:
     return "absent" if np.isnan(value) else f"{100 * value:.2f}"
-
-
-def _shortened(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from lightning_seg.callbacks.score_files import image_counts, regions
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.scores import Scores
+from lightning_seg.training.evaluation import image_counts, regions
 
 
 def scores_of_masks(

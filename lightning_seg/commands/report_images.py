@@ -22,8 +22,6 @@ EACH = 4
 BUDGET = 6_000_000
 """Largest number of characters of all pictures together."""
 
-VOID = 255
-
 
 @dataclass
 class Shown:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_seg.commands.comparison import BETTER, Comparison, Row, points, region_name, span
 from lightning_seg.commands.report_images import palette_of
-from lightning_seg.scores import EVERYWHERE, Scores
+from lightning_seg.scores import EVERYWHERE, Scores, mean_of_present
 
 MOST_IN_MATRIX = 30
 """Number of classes above which the confusion matrix is a list of its largest entries."""
@@ -65,7 +65,7 @@ def headline(scores: Scores, baseline: Scores | None, comparison: Comparison | N
     if comparison is not None:
         lines = [_compared(comparison.rows[0])]
     else:
-        lines = [_alone("mIoU", _mean(scores.iou()))]
+        lines = [_alone("mIoU", mean_of_present(scores.iou()))]
     before = _numbers(baseline.summary.get("scores")) if baseline else {}
     for name, value in _numbers(scores.summary.get("scores")).items():
         if name == "miou" or name in scores.regions or name.startswith("trimap_"):
@@ -87,7 +87,7 @@ def bands(scores: Scores, comparison: Comparison | None) -> list[Line]:
     if comparison is not None:
         return [_compared(row) for row in comparison.means]
     regions = sorted(scores.regions, key=lambda name: name != EVERYWHERE)
-    return [_alone(region_name(each), _mean(scores.iou(each))) for each in regions]
+    return [_alone(region_name(each), mean_of_present(scores.iou(each))) for each in regions]
 
 
 def class_lines(scores: Scores, comparison: Comparison | None) -> list[Line]:
@@ -189,11 +189,6 @@ def _numbers(value: Any) -> dict[str, float]:
 
 def _text(name: str, value: float) -> str:
     return f"{value:.3f}" if name in _PLAIN else _percentage(value)
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
 
 
 def _share(value: float) -> float | None:

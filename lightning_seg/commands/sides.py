@@ -177,7 +177,7 @@ def _common_classes(baseline: Side, other: Side) -> list[str]:
             found = f"{len(run.classes)} classes, and {folders[0]} has {len(expected)}"
         elif run.classes != expected:
             index = next(i for i, name in enumerate(expected) if run.classes[i] != name)
-            names = [_shortened(each[index]) for each in (run.classes, expected)]
+            names = [shortened(each[index]) for each in (run.classes, expected)]
             found = f"{names[0]} as class {index}, and {folders[0]} has {names[1]}"
         else:
             continue
@@ -198,7 +198,7 @@ def _require_same_labels(
         image, region, index = different[0]
         here, there = (each[image, region, index] for each in (found[..., 2], expected))
         raise SetupError(
-            f"the labels of {ids[image]} differ: {here} pixels of {_shortened(classes[index])} in "
+            f"the labels of {ids[image]} differ: {here} pixels of {shortened(classes[index])} in "
             f"{folder} and {there} in {folders[0]}. Both runs must be tested on the same masks at "
             "the same size"
         )
@@ -242,8 +242,10 @@ def _paired_runs(baseline: Side, other: Side) -> tuple[list[tuple[int, int]], li
 
 
 def _first_id(run: Scores) -> str:
-    return _shortened(run.ids[0]) if run.ids else "no image"
+    return shortened(run.ids[0]) if run.ids else "no image"
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= 60 else f"{name[:59]}…"
+def shortened(text: str, length: int = 60) -> str:
+    """Return a text in one line of at most so many characters, with … for what is left out."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -15,8 +15,11 @@ from lightning_seg.metrics import (
     TrimapIoU,
     WeightedMean,
 )
-from lightning_seg.metrics.class_maps import class_maps
+from lightning_seg.metrics.boundary_iou import boundary_iou_counts
+from lightning_seg.metrics.class_maps import class_maps, iou_counts
+from lightning_seg.metrics.trimap_iou import trimap_counts
 from lightning_seg.numerics import at_least_float32
+from lightning_seg.scores import EVERYWHERE
 
 Extent = Literal["miou", "boundary", "all"]
 DILATION = 0.02
@@ -103,6 +106,30 @@ class Evaluation(nn.Module):
             "boundary": ["miou", "boundary_iou", "trimap_3"],
             "all": ["miou", "boundary_iou", "trimaps", "boundary_f"],
         }[self.extent]
+
+
+def regions() -> list[str]:
+    """Return the names of the regions that `image_counts` counts."""
+    return [EVERYWHERE, "boundary_iou", *(f"trimap_iou_{band}" for band in BANDS)]
+
+
+def image_counts(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Return the pixels of every image, region and class that are right, predicted and true.
+
+    Args:
+        preds: (B, H, W) integer class ids.
+        target: (B, H, W) integer class ids, or `ignore_index`.
+        num_classes: Number of classes C.
+        ignore_index: The class id, in targets, of void pixels.
+
+    Returns:
+        (B, R, C, 3) int64, with the R regions of `regions`.
+    """
+    maps = class_maps(preds, target, num_classes, ignore_index)
+    everywhere = iou_counts(maps, num_classes, maps.valid, maps.valid, per_image=True)
+    boundary = boundary_iou_counts(maps, num_classes, DILATION, per_image=True)
+    bands = trimap_counts(maps, num_classes, BANDS, per_image=True)
+    return torch.cat([everywhere[:, None], boundary[:, None], bands], dim=1)
 
 
 def _log_sum(logits: Tensor) -> Tensor:

@@ -141,6 +141,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self._random_state = RandomState()
         self._guard = FiniteGuard()
+        self._numbered = True  # whether Lightning's counter of steps is known to be right
 
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
@@ -251,8 +252,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
 
     def logs_now(self) -> bool:
         """Return whether the loggers get this step's values: only then are costly ones computed."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.trainer.global_step + 1) % every == 0
+        return step_is_logged(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Create the optimizer and, unless `lr_scheduler` is None, its schedule."""
@@ -338,7 +338,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._number_steps(1)
 
-    def _number_steps(self, behind: int) -> None:
+    def _number_steps(self, uncounted: int) -> None:
         """Let a resumed training log with the step numbers of one that was not interrupted.
 
         Lightning (version 2.6) counts one step too many after some checkpoints, such as that of
@@ -346,11 +346,12 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         its counter is set to the number of steps made.
 
         Args:
-            behind: 1 in a validation, in which Lightning has not counted the last step yet.
+            uncounted: Number of the last steps that Lightning has not counted yet: 1 in a
+                validation, and 0 elsewhere.
         """
         steps = self.trainer.global_step
-        if not getattr(self, "_numbered", True) and steps > 0:
-            self.trainer.fit_loop.epoch_loop._batches_that_stepped = steps - behind
+        if not self._numbered and steps > 0:
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = steps - uncounted
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Check the batch."""
@@ -367,3 +368,9 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
                 f"{', '.join(part)}: {reason}",
                 option=option,
             )
+
+
+def step_is_logged(trainer: L.Trainer) -> bool:
+    """Return whether the loggers get the values of the training step in progress."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (trainer.global_step + 1) % every == 0
