@@ -46,14 +46,29 @@ class Training:
     row: str
     seed: int
     words: tuple[str, ...]
-    """The command line after the verb, without folders."""
+    """The command line after the verb, without folders; `{seed}` stands for the seed."""
+    stages: tuple[Stage, ...] = ()
+    """The trainings of the encoder that this one starts from, first ones first."""
 
     @property
     def key(self) -> str:
         """The digest of the configuration without the seed; other settings are other trainings."""
-        files = [word for word in self.words if word.endswith(".yaml")]
-        text = "\n".join([*self.words, *((ROOT / each).read_text() for each in files)])
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return _digest([*(word for stage in self.stages for word in stage.words), *self.words])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training of an encoder, which later trainings of the same seed share."""
+
+    name: str
+    words: tuple[str, ...]
+    """The command line after the verb, without folders."""
+
+
+def _digest(words: Sequence[str]) -> str:
+    files = [word for word in words if word.endswith(".yaml")]
+    text = "\n".join([*words, *((ROOT / each).read_text() for each in files)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def trainings(
@@ -67,12 +82,27 @@ def trainings(
                 if rows and row not in rows:
                     continue
                 spec = grid["rows"][row]
-                method = f"configs/method/{spec['method']}.yaml"
-                configs = [*setting["configs"], method, "benchmarks/evidence/common.yaml"]
-                options = {**setting.get("options", {}), **spec.get("options", {})}
-                words = [part for config in configs for part in ("-c", config)]
-                words += [f"--{key}={_text(value)}" for key, value in options.items()]
-                yield Training(name, row, seed, tuple(words))
+                stages = tuple(_stages(grid, setting, spec.get("encoder")))
+                yield Training(name, row, seed, _words(setting, spec, setting["configs"]), stages)
+
+
+def _stages(grid: dict[str, Any], setting: dict[str, Any], last: str | None) -> Iterator[Stage]:
+    """Yield the stages up to the last one, whose predecessors are named by `after`."""
+    if last is not None:
+        spec = grid["stages"][last]
+        yield from _stages(grid, setting, spec.get("after"))
+        yield Stage(last, _words(setting, spec, setting["configs"][:1]))
+
+
+def _words(
+    setting: dict[str, Any], spec: dict[str, Any], configs: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the configurations and options of a row or a stage, those of the setting first."""
+    method = f"configs/method/{spec['method']}.yaml"
+    options = {**setting.get("options", {}), **spec.get("options", {})}
+    words = [*configs, method, "benchmarks/evidence/common.yaml"]
+    parts = [part for config in words for part in ("-c", config)]
+    return (*parts, *(f"--{key}={_text(value)}" for key, value in options.items()))
 
 
 def _text(value: Any) -> str:
@@ -96,21 +126,51 @@ def carry_out(training: Training, data: list[str], split: str, output: Path) -> 
     log = (folder / "log.txt").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    os.chdir(folder)
     import torch
 
     import cli
 
     torch.set_num_threads(1)
-    configs = [str(ROOT / word) if word.endswith(".yaml") else word for word in training.words]
-    words = [*configs, *data, f"--seed_everything={training.seed}"]
     begin = time.perf_counter()
+    words = [*completed(training.words, training.seed), *data]
+    encoder = train_encoder(training, data, output)
+    if encoder is not None:
+        words.append(f"--model.network.weights={encoder}")
+    os.chdir(folder)
     last = folder / "run" / "checkpoints" / "last.ckpt"
     cli.main(["fit", *words, "--ckpt_path=auto"])
     seconds = resource.getrusage(resource.RUSAGE_SELF)
     scoring = [f"--ckpt_path={last}", "--scores.pictures=0", "--trainer.limit_val_batches=1.0"]
     cli.main([split, *words, *scoring])
     append(training, split, folder, seconds, time.perf_counter() - begin)
+
+
+def completed(words: Sequence[str], seed: int) -> list[str]:
+    """Return the command line with whole paths and the seed."""
+    whole = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
+    return [*(word.replace("{seed}", str(seed)) for word in whole), f"--seed_everything={seed}"]
+
+
+def train_encoder(training: Training, data: list[str], output: Path) -> Path | None:
+    """Do the stages of a training that are not done; return the file of the last encoder."""
+    import cli
+
+    encoder: Path | None = None
+    for place, stage in enumerate(training.stages, start=1):
+        digest = _digest([word for each in training.stages[:place] for word in each.words])
+        name = f"{stage.name}-{digest}"
+        folder = output / training.setting / "stages" / name / f"seed{training.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        words = [*completed(stage.words, training.seed), *data]
+        if encoder is not None:
+            words.append(f"--model.encoder.weights={encoder}")
+        encoder = folder / "encoder.pt"
+        with FileLock(folder / "lock"):
+            os.chdir(folder)
+            if not (folder / "done").exists():
+                cli.main(["fit", *words, f"--encoder_file.path={encoder}", "--ckpt_path=auto"])
+                (folder / "done").touch()
+    return encoder
 
 
 def append(

@@ -16,6 +16,7 @@ from lightning_seg.training import (
     PolyLR,
     PretrainingModule,
     SegmentationModule,
+    ShardedStrategy,
     TwoPlayerModule,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "SegmentationModule",
     "SemiAdvModule",
     "SetupError",
+    "ShardedStrategy",
     "TwoPlayerModule",
     "__version__",
 ]

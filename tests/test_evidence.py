@@ -61,11 +61,11 @@ def test_every_row_of_the_grid_is_used() -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_can_be_configured(row: str) -> None:
     (training,) = evidence.trainings(GRID, [ROWS[row]], [row], [0])
-    words = [str(ROOT / word) if word.endswith(".yaml") else word for word in training.words]
+    words = evidence.completed(training.words, 0)
     printed = io.StringIO()
     root = ["--data.root=/where"] if "copy" in GRID["settings"][ROWS[row]] else []
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
-        cli.main(["fit", *words, *root, "--seed_everything=0", "--print_config"])
+        cli.main(["fit", *words, *root, "--print_config"])
     config = yaml.safe_load(printed.getvalue())
     for key, value in GRID["rows"][row].get("options", {}).items():
         part = config
@@ -74,3 +74,29 @@ def test_every_row_can_be_configured(row: str) -> None:
         for name in path:
             part = part["init_args"][name]
         assert (part["class_path"] if isinstance(part, dict) else part) == value, key
+
+
+@pytest.mark.parametrize("stage", GRID["stages"])
+def test_every_stage_can_be_configured(stage: str) -> None:
+    rows = [row for row, spec in GRID["rows"].items() if spec.get("encoder") == stage]
+    assert rows, "no row starts from this stage"
+    (training,) = evidence.trainings(GRID, [ROWS[rows[0]]], rows[:1], [0])
+    last = training.stages[-1]
+    assert last.name == stage
+    printed = io.StringIO()
+    words = [*evidence.completed(last.words, 3), "--data.root=/where"]
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+        cli.main(["fit", *words, "--print_config"])
+    config = yaml.safe_load(printed.getvalue())
+    assert config["trainer"]["max_steps"] == GRID["stages"][stage]["options"]["trainer.max_steps"]
+    assert config["data"]["init_args"]["labeled"] == GRID["stages"][stage]["options"].get(
+        "data.labeled", "1/8"
+    )
+
+
+def test_trainings_of_one_seed_share_their_stages() -> None:
+    rows = ["color", "color_match", "color_match_random"]
+    first, second, third = evidence.trainings(GRID, ["camvid_encoders"], rows, [0])
+    assert first.stages == second.stages[:1] == third.stages[:1]
+    assert second.stages[1] != third.stages[1]
+    assert len({each.key for each in (first, second, third)}) == 3

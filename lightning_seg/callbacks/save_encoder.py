@@ -12,6 +12,7 @@ from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
 from lightning_seg.run_folder import run_folder
 from lightning_seg.training import MethodModule, PretrainingModule
+from lightning_seg.training.sharding import whole_tensors
 
 
 class SaveEncoder(Callback):
@@ -54,11 +55,12 @@ class SaveEncoder(Callback):
         folder = run_folder(trainer)  # every process asks
         path = Path(self.path or folder / "encoder.pt")
         encoder = _encoder(pl_module)
+        assert encoder is not None
+        tensors = whole_tensors(encoder.bare)  # every process gives its part
         if trainer.is_global_zero:
-            assert encoder is not None
             assert isinstance(pl_module, MethodModule)
             content = WeightFile(
-                encoder.bare.state_dict(),
+                tensors,
                 encoder.name,
                 pl_module.input_mode,
                 encoder.mean,

@@ -24,7 +24,7 @@ from lightning_seg.callbacks.drawing import (
 from lightning_seg.callbacks.picture_sinks import send, write_files
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.run_folder import run_folder
-from lightning_seg.training import MethodModule, SegmentationModule
+from lightning_seg.training import MethodModule, SegmentationModule, ShardedStrategy
 from lightning_seg.training.undisturbed import undisturbed
 
 MOST = 8
@@ -131,7 +131,9 @@ class ValidationPictures(Callback):
     def _watches(self, trainer: Trainer) -> bool:
         fits = trainer.state.fn == "fit" and not trainer.sanity_checking
         real = not getattr(trainer, "fast_dev_run", False)
-        return bool(self.every_n_validations and fits and real and trainer.is_global_zero)
+        # one process draws, and a sharded network needs all of them
+        alone = not isinstance(trainer.strategy, ShardedStrategy)
+        return bool(self.every_n_validations and fits and real and alone and trainer.is_global_zero)
 
     def _choose(self, batch: dict[str, Any], batch_idx: int, batches: int) -> None:
         """Keep images of the first validation; later ones show them again."""

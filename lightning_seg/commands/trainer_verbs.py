@@ -23,6 +23,7 @@ from lightning_seg.commands.wandb_mode import choose_mode
 from lightning_seg.errors import require_range
 from lightning_seg.training import SegmentationModule
 from lightning_seg.training.checkpoint_io import WholeCheckpointIO
+from lightning_seg.training.sharding import require_strategy
 
 
 class SegmentationCLI(LightningCLI):
@@ -66,6 +67,7 @@ class SegmentationCLI(LightningCLI):
         clipping, batches = config.get("gradient_clip_val"), config.get("accumulate_grad_batches")
         require_range(0, math.inf, gradient_clip_val=0 if clipping is None else clipping)
         require_range(1, math.inf, accumulate_grad_batches=1 if batches is None else batches)
+        require_strategy(config.get("strategy", "auto"))
         given = config.get("plugins")
         plugins = given if isinstance(given, list) else [given] * (given is not None)
         if not any(isinstance(each, CheckpointIO) for each in plugins):

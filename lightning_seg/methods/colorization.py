@@ -29,6 +29,7 @@ from lightning_seg.losses.colorization import ColorTarget, HueChroma
 from lightning_seg.networks.colorization import ColorizationNetwork
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.training.pretraining import ImagePretrainingModule
+from lightning_seg.training.sharding import whole
 from lightning_seg.views import ColorView, Views
 
 _STRIDE = 4  # distance in pixels of the locations at which a picture's colours are predicted
@@ -98,7 +99,8 @@ class ColorizationModule(ImagePretrainingModule):
         batch = batch.get("unlabeled", batch)
         image = batch["image"]
         color, _ = self.color_loss(image, self.draw(image), batch.get("valid"))
-        loss: Tensor = color + self.lambda_head * self.network.head_penalty()  # type: ignore[operator]
+        penalty = whole(self.network.head_penalty())  # type: ignore[operator]
+        loss = color + self.lambda_head * penalty
         self.log_training({"loss": loss, "loss_color": color.detach()}, batch)
         return loss
 

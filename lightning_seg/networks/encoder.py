@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_seg.errors import SetupError
 from lightning_seg.networks.encoder_weights import (
@@ -147,6 +148,34 @@ class TimmEncoder(nn.Module):
         """
         maps: list[Tensor] = self.model(image)
         return maps
+
+
+def checkpoint_encoder(network: nn.Module) -> None:
+    """Let the encoders of a network compute activations again in the backward pass.
+
+    Args:
+        network: A network with a `TimmEncoder`.
+
+    Raises:
+        SetupError: There is no encoder that can do so, or one has batch norms in training mode,
+            whose running statistics would count every batch twice.
+    """
+    encoders = [part for part in network.modules() if isinstance(part, TimmEncoder)]
+    able = [part for part in encoders if hasattr(part.bare, "set_grad_checkpointing")]
+    if not able:
+        raise SetupError(
+            f"checkpoint_activations is for encoders of timm that can do so, and "
+            f"{type(network).__name__} has none",
+            option="checkpoint_activations false",
+        )
+    for encoder in able:
+        if any(isinstance(layer, _BatchNorm) and layer.training for layer in encoder.modules()):
+            raise SetupError(
+                "checkpoint_activations would let the batch norms of the encoder count every batch "
+                "twice",
+                option="freeze_batch_norm encoder",
+            )
+        encoder.bare.set_grad_checkpointing(True)  # type: ignore[operator]
 
 
 def _create(

@@ -5,6 +5,7 @@ from lightning_seg.training.method import MethodModule
 from lightning_seg.training.optimization import PolyLR
 from lightning_seg.training.pretraining import PretrainingModule
 from lightning_seg.training.segmentation import SegmentationModule
+from lightning_seg.training.sharding import ShardedStrategy
 from lightning_seg.training.two_players import TwoPlayerModule
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "PolyLR",
     "PretrainingModule",
     "SegmentationModule",
+    "ShardedStrategy",
     "TwoPlayerModule",
     "frozen",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
-from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.networks.encoder import TimmEncoder, checkpoint_encoder
 from lightning_seg.networks.encoder_weights import InputMode
 from lightning_seg.signatures import ExplicitSignature
 from lightning_seg.training.checkpoints import (
@@ -25,6 +25,7 @@ from lightning_seg.training.checkpoints import (
     keep_what_a_checkpoint_needs,
     require_same_tensors,
 )
+from lightning_seg.training.gradients import share_weights
 from lightning_seg.training.loss_guard import FiniteGuard
 from lightning_seg.training.optimization import (
     PolyLR,
@@ -32,6 +33,7 @@ from lightning_seg.training.optimization import (
     build_optimizer,
     with_schedule,
 )
+from lightning_seg.training.sharding import ShardedStrategy, require_strategy, shard
 from lightning_seg.views import PointsView, Views
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,6 +72,9 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
             length, and an exchange takes 0.3 ms.
         compile_network: Whether the network is compiled by `torch.compile`. Checkpoints do not
             depend on it.
+        checkpoint_activations: Whether the encoder keeps the activations between its blocks only,
+            and computes those inside a block again in the backward pass, which saves memory and
+            takes about a third more time. Its batch norms must be frozen.
 
     Attributes:
         needs: The key that a batch must hold for this method, the reason, and the option to change
@@ -106,6 +111,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         across_ranks: bool = True,
         channels_last: bool = False,
         compile_network: bool = False,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         with warnings.catch_warnings():
@@ -154,6 +160,8 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
                 option="freeze_batch_norm all",
             )
         self.train()
+        if checkpoint_activations:
+            checkpoint_encoder(self.network)
 
     # The input of the network
 
@@ -266,6 +274,21 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         )
         return with_schedule(optimizer, self.lr_scheduler, self.lr_interval)
 
+    def configure_model(self) -> None:
+        """Spread the weights over all processes where the strategy is `ShardedStrategy`."""
+        if self._trainer is None:  # a checkpoint is loaded outside a run
+            return
+        strategy = self.trainer.strategy
+        require_strategy(strategy)
+        if isinstance(strategy, ShardedStrategy):
+            assert self.device_mesh is not None
+            self.network = shard(self.network, strategy, self.device_mesh)
+
+    def on_validation_start(self) -> None:
+        """Let all processes evaluate with the running statistics of the first one, as DDP does."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            share_weights(self.network.buffers())
+
     def on_fit_start(self) -> None:
         """Report the network's size and the origin of its weights; set up the losses."""
         for loss in self.modules():  # those of the method, and one that it was given
@@ -310,7 +333,8 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise for a checkpoint of another network or input mode; keep its random state."""
-        require_same_tensors(self.state_dict(), checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # which ShardedStrategy has loaded by itself
+            require_same_tensors(self.state_dict(), checkpoint["state_dict"])
         mode = checkpoint.get("input_mode", "rgb")
         if self._asked_input_mode not in (None, mode):
             raise SetupError(
