@@ -214,11 +214,13 @@ def read_split(path: Path, images: Mapping[str, Path | None]) -> LabelSplit:
 
 def _read_ids(path: Path, images: Mapping[str, Path | None]) -> list[str]:
     """Return the ids that a list names."""
-    by_name: dict[str, list[str]] = {}
-    for name, file in images.items():
-        for key in {Path(name).name, file.stem if file else name}:
-            by_name.setdefault(key, []).append(name)
-    ids = [_find(line, images, by_name, path) for line in read_lines(path)]
+    ids = read_lines(path)
+    if not all(line in images for line in ids):  # the lists that are written here hold ids
+        by_name: dict[str, list[str]] = {}
+        for name, file in images.items():
+            for key in {Path(name).name, file.stem if file else name}:
+                by_name.setdefault(key, []).append(name)
+        ids = [_find(line, images, by_name, path) for line in ids]
     if len(set(ids)) < len(ids):
         twice = sorted(name for name, times in Counter(ids).items() if times > 1)
         raise DataError(f"{path} names {some(twice)} more than once", option="labeled")
