@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import os
-import resource
 import socket
 import statistics
 import subprocess
@@ -70,7 +69,9 @@ def methods(encoder: str = LIGHT) -> dict[str, Callable[[], Any]]:
         "ASM": (ASMLModule, {}),
         "SemiAdv": (SemiAdvModule, {"semi_start": 0}),
     }
-    found = {name: partial(kind, network, **shared, **more) for name, (kind, more) in pieces.items()}
+    found = {
+        name: partial(kind, network, **shared, **more) for name, (kind, more) in pieces.items()
+    }
     for scope in ("local", "global"):
         found[f"mix-and-match, {scope} graph"] = lambda scope=scope: MixMatchModule(
             TimmEncoder(encoder), graph_scope=scope, flatten="gap", **shared
@@ -279,16 +280,14 @@ def ids() -> None:
         def source() -> Any:
             return FileSource(images)
 
-        def split() -> Any:
-            return divide(kept["list of files"], "1/8", 0, Path(folder))
+        def split(below: Path | None = None) -> Any:
+            return divide(kept["list of files"], "1/8", 0, below)
 
         parts: dict[str, Callable[[], Any]] = {
             "list of files": source,
-            "split, drawn and written": split,
-            "split, read again": split,
-            "labelled part": lambda: Subset(
-                kept["list of files"], kept["split, read again"].labeled
-            ),
+            "split, drawn": split,
+            "split, read from its lists": lambda: split(Path(folder)),
+            "labelled part": lambda: Subset(kept["list of files"], kept["split, drawn"].labeled),
             "sampler, first key of an epoch": lambda: _first(KeySampler(images, 0, True)),
             "sampler, key in the middle": lambda: _first(KeySampler(images, 0, True), count // 2),
             "class sampler, first key": lambda: _first(ClassSampler(images, presence, 0)),
@@ -305,8 +304,6 @@ def ids() -> None:
                 row = {"part": name, "ids": count, "seconds": seconds, "bytes": size}
                 rows.append(row)
                 print(f"{name:<34}{count:>9}{seconds:>9.3f} s{size / count:>9.1f} bytes an id")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"peak memory of the process {peak} MiB")
     write(IDS, rows)
 
 
