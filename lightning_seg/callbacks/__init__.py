@@ -2,6 +2,7 @@
 
 from lightning_seg.callbacks.complementary_sampling import ComplementarySampling
 from lightning_seg.callbacks.iou_table import IoUTable
+from lightning_seg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_seg.callbacks.prediction_writer import PredictionWriter
 from lightning_seg.callbacks.run_monitor import RunMonitor
 from lightning_seg.callbacks.save_config import LoggedConfig
@@ -18,6 +19,7 @@ ON_EVERY_RUN = {
     "pictures": ValidationPictures,
     "monitor": RunMonitor,
     "stop_on_signal": StopOnSignal,
+    "last_checkpoint": LastCheckpoint,
 }
 """The callbacks that the command attaches, by the key of their options."""
 
@@ -25,6 +27,7 @@ __all__ = [
     "ON_EVERY_RUN",
     "ComplementarySampling",
     "IoUTable",
+    "LastCheckpoint",
     "LoggedConfig",
     "PredictionWriter",
     "RunMonitor",

@@ -125,3 +125,15 @@ def test_a_training_without_a_validation_names_its_last_checkpoint(
     fit(words, *short)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert f"written: {last}; next: " in caplog.text
+
+
+def test_the_last_checkpoint_is_the_last_one_where_the_score_does_not_improve(
+    words: list[str], tmp_path: Path
+) -> None:
+    worse = ["--trainer.callbacks.monitor=step", "--trainer.callbacks.mode=min"]
+    fit(words, *worse, "--trainer.max_epochs=3")
+    steps = {
+        path.stem: torch.load(path, weights_only=True)["global_step"]
+        for path in (tmp_path / "checkpoints").glob("*.ckpt")
+    }
+    assert steps == {"best": 2, "last": 6}
