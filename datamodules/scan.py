@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import DataError, UnpairedError, some
 from datamodules.images import ImageDataModule, Split
-from datamodules.loading.loaders import QuietLoader, cores, one_thread
+from datamodules.loading.loaders import QuietLoader, cores, set_up_worker
 from datamodules.reading.inspection import Finding, Inspection
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import Example, FileSource, Source, spread
@@ -242,7 +242,7 @@ def _findings(source: Source, data: ImageDataModule, workers: int | None) -> Ite
         batch_size=8,
         num_workers=cores() if workers is None else workers,
         collate_fn=list,
-        worker_init_fn=one_thread,
+        worker_init_fn=set_up_worker,
     )
     for batch in loader:
         yield from batch

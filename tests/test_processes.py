@@ -58,3 +58,44 @@ def test_a_started_process_ends_when_the_one_that_started_it_is_killed(
     assert alive(child) != ends
     if not ends:
         os.kill(child, 9)
+
+
+WORKER = """
+import os, signal, subprocess, time
+from torch.utils.data import Dataset
+from datamodules.loading.loaders import QuietLoader, set_up_worker
+
+class Slow(Dataset):
+    def __len__(self):
+        return 6
+    def __getitem__(self, number):
+        time.sleep(0.2)
+        return number
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.signal(signal.SIGINT, lambda *_: None)
+loader = QuietLoader(Slow(), num_workers=2, worker_init_fn=set_up_worker, persistent_workers=True)
+batches = iter(loader)
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # another process sends them
+    subprocess.run(["sh", "-c", f"kill -{int(number)} 0"])
+assert [int(batch) for batch in batches] == list(range(6))
+worker = batches._workers[0]
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error when a worker ends
+worker.terminate()  # the parent may
+worker.join(20)
+print("done" if worker.exitcode == 0 else worker.exitcode, flush=True)
+os._exit(0)
+"""
+
+
+def test_signals_to_all_processes_of_a_run_leave_its_loader_processes_alive() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert done.stdout == "done\n", done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -12,6 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.selection.samplers import KeySampler
+
+_HOLDS_SIGNALS = hasattr(signal, "sigwaitinfo")  # Linux
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1} if _HOLDS_SIGNALS else set()
 
 
 class Stream(Protocol):
@@ -47,6 +52,16 @@ class QuietLoader(DataLoader[Any]):
 
     def check_worker_number_rationality(self) -> None:
         """Accept any number of processes."""
+
+    def _get_iterator(self) -> Any:
+        """Start the loader processes with signals held back, until `set_up_worker` listens."""
+        if self.num_workers == 0 or not _HOLDS_SIGNALS:
+            return super()._get_iterator()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ResumableLoader(QuietLoader):
@@ -187,6 +202,21 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def one_thread(_worker: int) -> None:
-    """Set a loader process up to use one thread, because there is one process per core already."""
+def set_up_worker(_worker: int) -> None:
+    """Set a loader process up: one thread, because there is one process per core already.
+
+    A scheduler or a terminal sends its signals to all processes of a run. The main process ends the
+    run after the step, for which it needs its loader processes. They listen to it alone.
+    """
     cv2.setNumThreads(0)
+    if _HOLDS_SIGNALS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """End this process at SIGTERM of its parent; drop the signals of others."""
+    while True:
+        found = signal.sigwaitinfo(_SIGNALS)
+        if found.si_signo == signal.SIGTERM and found.si_pid == os.getppid():
+            os._exit(0)

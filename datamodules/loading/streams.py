@@ -19,8 +19,8 @@ from datamodules.loading.loaders import (
     QuietLoader,
     ResumableLoader,
     Stream,
-    one_thread,
     own_generator,
+    set_up_worker,
 )
 from datamodules.loading.patch_dataset import PatchDataset
 from datamodules.loading.shards import ShardStream, UnlabeledShards
@@ -143,7 +143,7 @@ class Loaders:
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": self.collate,
-            "worker_init_fn": one_thread,
+            "worker_init_fn": set_up_worker,
             "generator": own_generator(self.seed),
         }
 
