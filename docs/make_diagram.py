@@ -23,6 +23,7 @@ GROUND = (
     "run_folder",
     "scores",
     "signatures",
+    "slurm_job",
     "statistics",
     "tensor_files",
     "views",

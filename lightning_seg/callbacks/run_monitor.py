@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_seg.callbacks.metrics_file import write_out
 from lightning_seg.callbacks.run_facts import class_shares, run_facts
 from lightning_seg.callbacks.wandb_run import keep_id
 from lightning_seg.training import MethodModule
@@ -68,6 +69,12 @@ class RunMonitor(Callback):
             facts = run_facts(trainer, pl_module)
             for logger in trainer.loggers:
                 logger.log_hyperparams({"run": facts})
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write the logged rows out, so that no step before a checkpoint is lost with a process."""
+        write_out(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the time of a validation out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -21,15 +22,18 @@ _KEY = "lightning_seg/stop_at"
 class StopOnSignal(Callback):
     """Ends a run on SIGTERM or Ctrl-C after the next batch; a training writes `last.ckpt` first.
 
-    A scheduler such as SLURM sends SIGTERM before it kills a job. A second Ctrl-C ends the run at
-    once. With several processes it is
+    A scheduler such as SLURM sends SIGTERM before it kills a job, and in a job of SLURM, SIGUSR1
+    ends a run as well. A second Ctrl-C ends the run at once. With several processes it is
     enough that one of them gets the signal: it writes into their common store at which batch all
     of them stop. Between two batches of a training the processes differ by at most one batch,
     because each batch averages gradients; so two batches after the signal all of them have read it.
-    A validation averages nothing: there the processes stop without a checkpoint of that moment.
+    After the last batch of an epoch they stop where its validation would start, and a training that
+    goes on starts with this validation. Within a validation, which averages nothing, several
+    processes stop without a checkpoint of that moment.
 
-    Lightning's own handler is replaced, because it lets one process stop alone, ends with the exit
-    code 0, and does nothing in `predict`.
+    Lightning's own handlers are replaced. For SIGTERM it lets one process stop alone, ends with the
+    exit code 0, and does nothing in `predict`. For SIGUSR1 it writes a checkpoint in the middle of
+    a step, whose weights belong to no step, and at different steps of several processes.
 
     Attributes:
         checkpoint: The checkpoint that was written because the run was asked to end.
@@ -40,9 +44,16 @@ class StopOnSignal(Callback):
         self.checkpoint: Path | None = None
         self._trainer: Trainer | None = None
         self._batches = 0
+        self._agreed = False  # whether all processes stop at the same place of a training
         self.signal = 0
 
     # Lightning registers its handlers after `setup` and restores the earlier ones in the end
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen to SIGUSR1, which would end this process, while the run is being set up."""
+        main = threading.current_thread() is threading.main_thread()
+        if signal.SIGUSR1 in _signals() and main:
+            signal.signal(signal.SIGUSR1, self._ask)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler."""
@@ -53,8 +64,10 @@ class StopOnSignal(Callback):
         self._install(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handler."""
+        """Replace Lightning's handler; end the training where the epoch's batches are done."""
         self._install(trainer)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._end_at(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler."""
@@ -67,8 +80,8 @@ class StopOnSignal(Callback):
     def _install(self, trainer: Trainer) -> None:
         self._trainer = trainer
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
-            signal.signal(signal.SIGINT, self._ask)
+            for each in _signals():
+                signal.signal(each, self._ask)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         """Note that the run has to end; all else waits until a batch is done."""
@@ -84,10 +97,25 @@ class StopOnSignal(Callback):
     ) -> None:
         """End the training where it has been asked for, after the same batch in all processes."""
         self._batches += 1
+        if trainer.is_last_batch and _validates(trainer):
+            self._stop_at()  # all processes read it here, and stop where the validation starts
+            return
+        if self._stops():
+            # what Lightning does after this hook; else the module's own hook would not be called
+            # for this batch, and its values would not be logged
+            pl_module.on_train_batch_end(outputs, batch, batch_idx)
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
+            self._end_at(trainer)
+
+    def _stops(self) -> bool:
         stop_at = self._stop_at()
-        # after the last batch of an epoch a checkpoint would skip the validation that follows
-        waits = trainer.is_last_batch and world_size() == 1
-        if stop_at is not None and self._batches >= stop_at and not waits:
+        return stop_at is not None and self._batches >= stop_at
+
+    def _end_at(self, trainer: Trainer) -> None:
+        """End a training where all its processes end it."""
+        if self._stops():
+            self._agreed = True
             raise SIGTERMException
 
     def on_validation_batch_end(self, *args: Any) -> None:
@@ -113,16 +141,20 @@ class StopOnSignal(Callback):
         store = dist.distributed_c10d._get_default_store()
         if self.signal:
             # the first process that writes decides
-            store.compare_set(_KEY, "", str(self._batches + 2))
-        return int(store.get(_KEY)) if store.check([_KEY]) else None
+            store.compare_set(_KEY, "", f"{self._batches + 2} {self.signal}")
+        if not store.check([_KEY]):
+            return None
+        batch, number = map(int, store.get(_KEY).split())
+        self.signal = self.signal or number
+        return batch
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Write `last.ckpt` for a training that was asked to end."""
         asked = isinstance(exception, SIGTERMException)
-        # several processes come here after the same batch of a training only
-        together = world_size() == 1 or trainer.training
+        # several processes come here at the same place of a training only
+        together = world_size() == 1 or self._agreed
         if trainer.state.fn != "fit" or trainer.sanity_checking or not (asked and together):
             return
         if trainer.global_step == 0 or getattr(trainer, "fast_dev_run", False):
@@ -130,6 +162,33 @@ class StopOnSignal(Callback):
         found = [each for each in trainer.callbacks if isinstance(each, ModelCheckpoint)]  # type: ignore[attr-defined]
         if not found:
             return
+        if trainer.validating:
+            _begin_validation_again(trainer)
         path = Path(found[0].dirpath or trainer.default_root_dir, "last.ckpt")
         trainer.save_checkpoint(path)
         self.checkpoint = path
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a run."""
+    usual = (signal.SIGTERM, signal.SIGINT)
+    return (*usual, signal.SIGUSR1) if "SLURM_JOB_ID" in os.environ else usual
+
+
+def _begin_validation_again(trainer: Trainer) -> None:
+    """Make a training that goes on from here repeat the validation that has been interrupted.
+
+    Lightning does so where its counters say that a batch of a validation has been started and not
+    processed. Else it goes on with the next epoch, and the scores of this one are never logged.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    for counts in (progress.total, progress.current):
+        counts.processed = counts.completed = 0
+        counts.ready = counts.started = 1
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Return whether a validation follows the last batch of this epoch."""
+    every = trainer.check_val_every_n_epoch
+    due = every is None or (trainer.current_epoch + 1) % every == 0
+    return trainer.enable_validation and due

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_seg.callbacks.wandb_run import folder_of_job
 from lightning_seg.errors import SetupError
 from lightning_seg.run_folder import run_folder
+from lightning_seg.slurm_job import job_name, was_requeued
 from lightning_seg.training.checkpoint_io import newest_whole
 
 UNTRAINED = "untrained"
@@ -39,9 +42,12 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
         )
     if given == UNTRAINED and verb != "fit":
         return None
-    if given is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0:
+    if given is None and was_requeued():
         rank_zero_info("the job was requeued: it goes on from its last checkpoint, if there is one")
-        given = "auto"
+        found = newest_whole(_last_of_job(trainer))
+        if found is not None:
+            rank_zero_info(f"the training goes on from {found}")
+        return None if found is None else str(found)
     if given == "auto" and verb == "fit":
         found = newest("last", trainer)
         if found is not None:
@@ -52,6 +58,11 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
     if given is None and not getattr(trainer, "fast_dev_run", False):
         _require_no_earlier_run(trainer)
     return given
+
+
+def starts_again(options: Mapping[str, Any]) -> bool:
+    """Return whether a `fit` without a checkpoint repeats a requeued job from its first step."""
+    return options.get("ckpt_path") is None and was_requeued()
 
 
 def newest(name: str, trainer: Trainer) -> Path | None:
@@ -85,6 +96,20 @@ def _require_no_earlier_run(trainer: Trainer) -> None:
                 "folder, or remove the earlier one",
                 option=("ckpt_path last", "trainer.default_root_dir"),
             )
+
+
+def _last_of_job(trainer: Trainer) -> list[Path]:
+    """Return the last checkpoints of the job of SLURM that runs, and of no other training."""
+    job = job_name()
+    if job is None:
+        return [path for path in _checkpoints(trainer) if path.stem.startswith("last")]
+    if any(isinstance(each, WandbLogger) and each.version is None for each in trainer.loggers[:1]):
+        run = folder_of_job(trainer, job)
+    else:
+        run = run_folder(trainer)
+    named = [Path(each.dirpath) for each in _model_checkpoints(trainer) if each.dirpath]
+    folders = named or ([] if run is None else [run, run / "checkpoints"])
+    return [path for folder in folders for path in folder.glob("last*.ckpt")]
 
 
 def _model_checkpoints(trainer: Trainer) -> Iterable[ModelCheckpoint]:

@@ -15,8 +15,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_seg.callbacks import ON_EVERY_RUN, ScoreFiles, wandb_run
-from lightning_seg.callbacks.metrics_file import keep_rows
-from lightning_seg.commands.checkpoint_path import checkpoint_path
+from lightning_seg.callbacks.metrics_file import keep_rows, log_once
+from lightning_seg.commands.checkpoint_path import checkpoint_path, starts_again
+from lightning_seg.commands.job import (
+    name_runs,
+    no_requeue_by_lightning,
+    requeue_if_asked,
+    require_all_processes,
+    signals_given_back,
+)
 from lightning_seg.commands.next_step import ending_signal, failures, next_step, resume_line
 from lightning_seg.commands.parser import forget_pretraining
 from lightning_seg.commands.wandb_mode import choose_mode
@@ -72,7 +79,11 @@ class SegmentationCLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given] * (given is not None)
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             plugins = [*plugins, WholeCheckpointIO()]
-        return super().instantiate_trainer(plugins=plugins, **options)
+        trainer = super().instantiate_trainer(plugins=plugins, **options)
+        require_all_processes(trainer)
+        no_requeue_by_lightning(trainer)
+        name_runs(trainer)
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Find the checkpoint, print scores once, and keep predictions in memory only if asked."""
@@ -84,17 +95,23 @@ class SegmentationCLI(LightningCLI):
             "return_predictions": bool(options.get("return_predictions")),
             "ckpt_path": checkpoint,
         }
-        if subcommand != "fit" or checkpoint is not None:
+        again = subcommand == "fit" and (checkpoint is not None or starts_again(options))
+        if again or subcommand != "fit":
             keep_rows(self.trainer)
-        if subcommand == "fit" and checkpoint is not None:
+        if again:
+            log_once(self.trainer)
+        if again and checkpoint is not None:
             wandb_run.go_on(self.trainer, checkpoint)
+        elif again:
+            wandb_run.go_on_in_job(self.trainer)
         return {**options, **{key: changes[key] for key in changes.keys() & options.keys()}}
 
     def _run_and_finish(self, subcommand: str) -> None:
         """Run a verb, and end its W&B run also after an exception, which marks it as failed."""
         code = 1
         try:
-            super()._run_subcommand(subcommand)
+            with signals_given_back():
+                super()._run_subcommand(subcommand)
             code = ending_signal(self.trainer)
         finally:
             wandb_run.finish(self.trainer, code)
@@ -103,8 +120,9 @@ class SegmentationCLI(LightningCLI):
         """Run a verb; its last line says what was written and which command usually comes next.
 
         Raises:
-            SystemExit: With 143 after SIGTERM, with 130 after Ctrl-C, with 1 where `predict` could
-                not read an image and `on_bad_sample` is not `skip`.
+            SystemExit: With 143 after SIGTERM, with 130 after Ctrl-C, in a job of SLURM with 138
+                after SIGUSR1, with 1 where `predict` could not read an image and `on_bad_sample` is
+                not `skip`.
         """
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ScoreFiles):
@@ -118,9 +136,12 @@ class SegmentationCLI(LightningCLI):
                 raise
             rank_zero_info(resume_line(subcommand, self.trainer, self._words[1:]))
             number = signal.SIGINT if interrupted else ending_signal(self.trainer)
-            raise SystemExit(128 + (number or signal.SIGTERM)) from stop
+            number = number or signal.SIGTERM
+            requeue_if_asked(self.trainer, number)
+            raise SystemExit(128 + number) from stop
         rank_zero_info(next_step(subcommand, self.trainer, self._words[1:]))
         if number := ending_signal(self.trainer):  # at the very end: what follows is not to start
+            requeue_if_asked(self.trainer, number)
             raise SystemExit(128 + number)
         if subcommand == "predict" and (failed := failures(self.trainer)):
             rank_zero_info(failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import signal
 from pathlib import Path
 
@@ -106,3 +107,27 @@ def test_a_signal_to_one_process_ends_both_and_they_go_on(words: list[str], tmp_
     found = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert 2 <= found["global_step"] <= 5
     assert len(found["random_state"]) == 2
+
+
+@pytest.mark.parametrize(("hook", "batch"), [("train", 6), ("validation", 1), ("validation", 3)])
+def test_the_interrupted_validation_is_logged_when_the_training_goes_on(
+    hook: str, batch: int, words: list[str], tmp_path: Path
+) -> None:
+    """Signals in the last batch of the first epoch, and in the first and last of its validation."""
+    logger = [
+        "--trainer.logger=CSVLogger",
+        f"--trainer.logger.save_dir={tmp_path}",
+        "--trainer.logger.version=0",
+        "--trainer.log_every_n_steps=1",
+        "--data.val_size=3",
+        "--data.val_batch_size=1",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", *words, *logger, *KEEP, *send(signal.SIGTERM, batch, hook)])
+    assert stop.value.code == 143
+    cli.main(["fit", *words, *logger, "--ckpt_path=last"])
+    (file,) = tmp_path.rglob("metrics.csv")
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(row["step"]) for row in rows if row["val/miou"]] == [5, 11]
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(12))

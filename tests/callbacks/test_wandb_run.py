@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import lightning as L
 import pytest
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from offline_runs import offline_runs
 from small_runs import SMALL_WORDS, quiet_trainer, scenes, tiny
@@ -15,6 +17,7 @@ from small_runs import SMALL_WORDS, quiet_trainer, scenes, tiny
 import cli
 from lightning_seg import CrossEntropyModule
 from lightning_seg.callbacks import RunMonitor, wandb_run
+from lightning_seg.callbacks.wandb_files import rows_of_run
 from lightning_seg.run_folder import run_folder
 
 
@@ -56,7 +59,9 @@ def test_a_resumed_training_goes_on_in_its_run(tmp_path):
     assert folder.parent == tmp_path / "p"
     assert {each.name for each in folder.iterdir()} == {"config.yaml", "checkpoints", "pictures"}
     kept = json.loads((folder / "checkpoints" / "wandb_run.json").read_text())
-    assert kept == {"id": folder.name, "project": "p", "last_step": 3}
+    assert kept == {"id": folder.name, "project": "p", "job": None}
+    lines = (folder / "checkpoints" / "wandb_rows.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])[0] == 3
     (checkpoint,) = folder.rglob("*.ckpt")
     again = cli.main(
         words(tmp_path, "--trainer.max_epochs=3", "--model.lr=0.01", f"--ckpt_path={checkpoint}")
@@ -96,14 +101,13 @@ def test_steps_after_the_checkpoint_are_not_logged_twice_and_a_failure_is_marked
     with pytest.raises(RuntimeError, match="broken"):
         fit(fail=5)
     (record,) = tmp_path.rglob("wandb_run.json")
-    assert json.loads(record.read_text())["last_step"] == 3  # the step that failed is not logged
     (tmp_path / "wandb_run.json").write_bytes(record.read_bytes())  # beside the checkpoint
     assert fit(str(tmp_path / "kept.ckpt")) == json.loads(record.read_text())["id"]
     runs = offline_runs(tmp_path)
     assert len({run.id for run in runs}) == 1
     assert [run.exit_code for run in runs] == [1, 0]
     steps = [[step for step, _ in run.values("train/loss")] for run in runs]
-    assert steps == [[0, 1, 2, 3], [4, 5, 6]]
+    assert steps == [[0, 1, 2, 3], [4, 5, 6]]  # the step that failed is not logged
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"id": "", "last_step": 1}', "[1]"])
@@ -122,3 +126,32 @@ def test_a_run_that_the_user_names_keeps_its_name(tmp_path):
     logger = WandbLogger(save_dir=tmp_path, project="p", version="mine")
     wandb_run.go_on(quiet_trainer(tmp_path, logger=logger), tmp_path / "a.ckpt")
     assert logger.version == "mine"
+
+
+def test_rows_that_w_and_b_lost_are_logged_when_the_training_goes_on(tmp_path):
+    """W&B's own process writes blocks; where it is killed, its file lacks the last rows."""
+
+    def fit(steps, checkpoint=None):
+        logger = WandbLogger(save_dir=tmp_path, project="p")
+        keeper = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1)
+        options = {"max_steps": steps, "limit_val_batches": 0, "enable_checkpointing": True}
+        callbacks = [RunMonitor(speed=False), keeper]
+        trainer = quiet_trainer(tmp_path, logger=logger, callbacks=callbacks, **options)
+        if checkpoint:
+            wandb_run.go_on(trainer, checkpoint)
+        trainer.fit(tiny(CrossEntropyModule), scenes(), ckpt_path=checkpoint)
+        wandb_run.finish(trainer, 0)
+
+    fit(4)
+    (run,) = offline_runs(tmp_path)  # waits until all of the file is there
+    (file,) = run.folder.glob("*.wandb")
+    content = file.read_bytes()
+    cut = content.rindex(b"train/loss", 0, content.rindex(b"train/loss"))
+    file.write_bytes(content[:cut])
+    assert 0 < len(rows_of_run(tmp_path, run.id)) < 4
+    fit(6, str(tmp_path / "last.ckpt"))
+    limit = time.monotonic() + 30  # another process writes the file
+    while (rows := rows_of_run(tmp_path, run.id))[-1][0] < 5 and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert [step for step, row in rows if "train/loss" in row] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, row in rows if "gradient/network" in row] == [0, 1, 2, 3, 4, 5]
