@@ -29,12 +29,13 @@ def end_with_parent(interval: float = 1.0) -> None:
 
     Lightning ends all processes of a machine when a started one fails. Without this, a started
     process would wait in a collective, or for the first meeting, when the one that started it is
-    killed. The process of local rank 0 has not been started by another one of the run.
+    killed. The process of local rank 0 has not been started by another one of the run, unless it is
+    torchrun that has started all of them.
 
     Args:
         interval: Time between two checks, in seconds.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if os.environ.get("LOCAL_RANK", "0") == "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     parent = os.getppid()
 

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_seg.commands.pieces import find_piece
 from lightning_seg.errors import UserError
+from lightning_seg.processes import world_size
 
 # Lightning's own use of torch's pytree, which it warns of on every run
 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -46,6 +48,8 @@ _REFUSED = re.compile(r"(?:Option|option) '([\w.]+)' is not accepted|not accept 
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --trainer\.(\w+)()")
 _NO_PLACE = (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError)
 _CLASS = re.compile(r"class_path(?:=| )'([\w.]+)'")
+# gloo raises plain RuntimeErrors
+_OF_GLOO = re.compile(r"gloo|pair closure|[Cc]onnection (?:closed|reset) by peer|Timed out waiting")
 _OPTIONS = re.compile(r"\((options?): ([^()]*=[^()]*)\)")
 
 
@@ -150,6 +154,21 @@ def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str
     return nested[0] if nested else usual
 
 
+def silent_process(error: BaseException | None) -> str | None:
+    """Return the sentence for an error of the communication between processes; None for others."""
+    while error is not None:
+        network = isinstance(error, dist.DistError) if dist.is_available() else False
+        of_gloo = isinstance(error, RuntimeError) and _OF_GLOO.search(str(error))
+        if network or (of_gloo and world_size() > 1):
+            first = str(error).strip().partition("\n")[0]
+            return (
+                "another process of this training has not answered within the time-out, or has "
+                f"ended, which its own output explains: {first} (option: trainer.strategy.timeout=)"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
 @contextmanager
 def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Print a user's mistake, or the mistake that caused an error, without traceback; exit with 1.
@@ -169,6 +188,8 @@ def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
         if type(error).__module__.startswith("wandb."):
             hint = "`wandb login` stores a key; WANDB_MODE=offline needs neither key nor network"
             sys.exit(f"error: W&B: {str(error).partition(chr(10))[0]} ({hint})")
+        if silent := silent_process(error):
+            sys.exit(f"error: {in_flags(silent, 'trainer', keys())}")
         each: BaseException | None = error
         while each is not None and not isinstance(each, kinds):
             each = each.__cause__

@@ -103,3 +103,18 @@ def test_wandb_without_a_key_is_one_line() -> None:
         fail()
     assert stop.value.code.startswith("error: W&B: No API key configured.")
     assert "WANDB_MODE=offline" in stop.value.code
+
+
+def test_a_process_that_does_not_answer_is_one_sentence_with_the_option(monkeypatch) -> None:
+    monkeypatch.setattr("lightning_seg.commands.messages.world_size", lambda: 2)
+    texts = ["[gloo/transport/tcp/pair.cc:1] Connection closed by peer\nframe 1", "pair closure"]
+    for text in texts:
+        with pytest.raises(SystemExit) as stop, plain_errors(list):
+            raise RuntimeError(text)
+        assert str(stop.value).startswith(
+            "error: another process of this training has not answered"
+        )
+        assert str(stop.value).endswith("(option: --trainer.strategy.timeout)")
+        assert "frame" not in str(stop.value)
+    with pytest.raises(RuntimeError, match="shapes"), plain_errors(list):
+        raise RuntimeError("shapes differ")
