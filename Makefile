@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-slurm lint docs clean
 .DELETE_ON_ERROR:
 
 # The marker holds what was installed: it is remade when the requirements change.
@@ -25,6 +25,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Starts a SLURM and two hosts of its own, as root. It installs no program, and says what is missing.
+test-slurm: .venv/installed
+	PYTHONPATH=tests/support $(BIN)/python -m network_hosts
+	WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -p no:randomly -m slurm tests/cluster
 
 lint: .venv/installed
 	$(BIN)/ruff check .

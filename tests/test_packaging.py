@@ -69,7 +69,7 @@ def test_the_wheel_holds_the_packages_the_pieces_and_its_licence(wheel: Path) ->
         for path in (ROOT / package).rglob("*.py")
     }
     assert modules <= names
-    pieces = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    pieces = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.*")}
     assert {f"lightning_seg/{piece}" for piece in pieces} <= names
     folder = ROOT / "lightning_seg/commands/report_page"
     assert {path.relative_to(ROOT).as_posix() for path in folder.iterdir()} <= names
@@ -88,8 +88,15 @@ def test_the_readmes_commands_run_from_the_wheel_in_an_empty_folder(
     empty.mkdir()
     Image.effect_noise((70, 50), 40).save(photos / "photo.jpg")
     script, report = own_images(root, photos), "lightning-seg report runs/mine"
+    pieces = "lightning-seg configs\nlightning-seg configs --copy configs/cluster"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"lightning-seg configs\n{script}\n{report}"],
+        [
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            f"{pieces}\n{script}\n{report}",
+        ],
         cwd=empty,
         env={"PATH": f"{installed}:/usr/bin:/bin", "OMP_NUM_THREADS": "2", "HOME": str(tmp_path)},
         capture_output=True,
@@ -98,6 +105,8 @@ def test_the_readmes_commands_run_from_the_wheel_in_an_empty_folder(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "configs/data/camvid.yaml" in done.stdout
+    template = empty / "configs/cluster/slurm.sbatch"
+    assert template.read_text() == (ROOT / "configs/cluster/slurm.sbatch").read_text()
     # each verb ends with what it wrote and the command that comes next, and that one works
     last = [line for line in done.stderr.splitlines() if line.startswith("written: ")]
     assert len(last) == 3

@@ -1,20 +1,24 @@
 """The pieces of configuration that come with the package, and the verb `configs`.
 
     python cli.py configs
+    python cli.py configs --copy configs/cluster
 
-lists them. A piece is given as `-c configs/data/camvid.yaml`: a file of the working folder where
-there is one, else the file of that name in the package.
+The first lists them, and the second copies some into the working folder. A piece is given as
+`-c configs/data/camvid.yaml`: a file of the working folder where there is one, else the file of
+that name in the package.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning_seg
+from lightning_seg.errors import SetupError
 
 _PACKAGE = Path(lightning_seg.__file__).parent
 SHIPPED = next(
@@ -55,19 +59,60 @@ def find_pieces(pattern: str) -> list[str]:
     return sorted(map(str, shipped)) or [pattern]
 
 
+def copy(name: str) -> None:
+    """Copy a piece, or a folder of pieces, from the package to the same name in the working folder.
+
+    Args:
+        name: Such as `configs/cluster`.
+
+    Raises:
+        SetupError: There is no such piece, or a file would be overwritten.
+    """
+    place = SHIPPED.joinpath(*Path(name).parts[1:])
+    below = [file for file in _shipped() if place in (file, *file.parents)]
+    if Path(name).parts[:1] != ("configs",) or not below:
+        raise SetupError(f"{name} is no file or folder of configs/", option="copy")
+    targets = [Path("configs", file.relative_to(SHIPPED)) for file in below]
+    if there := [str(target) for target in targets if target.exists()]:
+        raise SetupError(f"{there[0]} exists, and is not overwritten", option="copy")
+    for file, target in zip(below, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+        print(f"written: {target}")
+
+
+def _shipped() -> list[Path]:
+    kinds = (".yaml", ".sbatch", ".sh")
+    return sorted(file for file in SHIPPED.rglob("*") if file.suffix in kinds)
+
+
 def configs(words: Sequence[str]) -> int:
-    """Print the pieces that come with the package, each with its first line; return 0."""
+    """Print the pieces that come with the package, each with its first line; return 0.
+
+    Raises:
+        SetupError: A piece to copy does not exist, or a file would be overwritten.
+    """
     parser = argparse.ArgumentParser(
         prog=f"{Path(sys.argv[0]).name} configs",
         description="List the pieces of configuration that come with the package.",
     )
-    parser.parse_args(words)
-    files = sorted(SHIPPED.rglob("*.yaml"), key=lambda file: (len(file.parts), file))
+    parser.add_argument(
+        "--copy",
+        metavar="NAME",
+        help="A file or folder of the list, such as configs/cluster, which is copied to the same "
+        "name in the working folder. No file is overwritten.",
+    )
+    given = parser.parse_args(words)
+    if given.copy is not None:
+        copy(given.copy)
+        return 0
+    files = sorted(_shipped(), key=lambda file: (len(file.parts), file))
     names = [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in files]
     width = max(map(len, names))
     lines = []
     for name, file in zip(names, files, strict=True):
-        first = file.read_text(encoding="utf-8").partition("\n")[0]
+        lines_of_file = file.read_text(encoding="utf-8").splitlines()
+        first = next(line for line in lines_of_file if not line.startswith("#!"))
         lines.append(f"{name:{width}}  {first.lstrip('# ')}\n")
     with contextlib.suppress(BrokenPipeError):  # a reader such as `head` has seen enough
         sys.stdout.write("".join(lines))

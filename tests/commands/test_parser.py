@@ -12,6 +12,7 @@ import yaml
 from small_runs import SMALL_WORDS
 
 import cli
+from lightning_seg import SetupError
 from lightning_seg.commands.messages import plain_errors
 from lightning_seg.commands.parser import ReadableParser
 from lightning_seg.commands.pieces import SHIPPED, find_piece, find_pieces
@@ -289,3 +290,22 @@ def test_a_setting_out_of_its_range_is_named(words: list[str], option: str, tmp_
     with pytest.raises(SystemExit) as stop, plain_errors(ReadableParser.keys):
         cli.main(["fit", *SMALL_WORDS, *quiet, *words])
     assert stop.value.code.endswith(f"(option: --{option})")
+
+
+def test_pieces_are_copied_into_the_working_folder_and_none_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["configs", "--copy", "configs/cluster"]) == 0
+    template = tmp_path / "configs/cluster/slurm.sbatch"
+    assert template.read_text() == (SHIPPED / "cluster/slurm.sbatch").read_text()
+    assert "written: configs/cluster/slurm.sbatch\n" in capsys.readouterr().out
+    cli.main(["configs", "--copy", "configs/data/camvid.yaml"])
+    assert (tmp_path / "configs/data/camvid.yaml").is_file()
+    for name, message in {
+        "configs/cluster": "slurm.sbatch exists",
+        "configs/other": "no file or folder",
+        "data": "no file or folder",
+    }.items():
+        with pytest.raises(SetupError, match=message):
+            cli.main(["configs", "--copy", name])
