@@ -1,5 +1,5 @@
 #!/bin/bash
-# A training on several hosts without a scheduler: the same command on each of them.
+# torchrun: several hosts without a scheduler, the same command on each of them.
 #
 #   HOSTS=2 PROCESSES=4 MEET=10.0.0.1:29500 bash configs/cluster/torchrun.sh fit -c ...
 #

@@ -215,7 +215,7 @@ def test_another_number_of_processes_than_the_trainer_expects(group: Group) -> N
         "error: the Trainer expects 4 processes (devices 2 x num_nodes 2), and 2 were started"
         in group.output()
     )
-    assert "(option: --trainer.devices, --trainer.num_nodes)" in group.output()
+    assert "--trainer.devices, --trainer.num_nodes)" in group.output()
 
 
 def test_an_error_in_one_process_ends_all(group: Group) -> None:

@@ -244,7 +244,7 @@ def test_a_pipeline_is_requeued_and_goes_on_in_its_stage(cluster: Slurm, tmp_pat
         *SCENES,
         "--data.train_size=12",
         "--data.crop_size=32",
-        "--model.network=FCN",
+        "--model.network=lightning_seg.networks.FCN",
         "--model.network.encoder=resnet10t",
         "--model.lr=0.01",
         "--trainer.strategy=ddp",

@@ -173,7 +173,7 @@ def test_the_verb_configs_lists_every_piece(capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} == {
-        f"configs/{path.relative_to(SHIPPED).as_posix()}" for path in SHIPPED.rglob("*.yaml")
+        f"configs/{path.relative_to(SHIPPED).as_posix()}" for path in SHIPPED.rglob("*.*")
     }
     assert all(len(line.split()) > 4 and len(line) <= 120 for line in lines)
 
