@@ -149,6 +149,7 @@ def test_rows_that_w_and_b_lost_are_logged_when_the_training_goes_on(tmp_path):
     cut = content.rindex(b"train/loss", 0, content.rindex(b"train/loss"))
     file.write_bytes(content[:cut])
     assert 0 < len(rows_of_run(tmp_path, run.id)) < 4
+    time.sleep(1.1)  # W&B names its folders by the second
     fit(6, str(tmp_path / "last.ckpt"))
     limit = time.monotonic() + 30  # another process writes the file
     while (rows := rows_of_run(tmp_path, run.id))[-1][0] < 5 and time.monotonic() < limit:

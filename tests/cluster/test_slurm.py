@@ -157,6 +157,7 @@ def interrupt(job: Job, how: str) -> None:
         high = ["--parsable", "-p", "high", "--exclusive", "-N2", "--time=1", "--output=/dev/null"]
         job.cluster("sbatch", *high, "--wrap", "sleep 1")
     elif how == "time limit":
+        # the template asks for the signal 120 seconds before, and the resolution is a minute
         job.cluster("scontrol", "update", f"jobid={job.number}", "TimeLimit=3")
     elif how == "killed node":
         job.cluster("scontrol", "requeue", job.number)
@@ -166,7 +167,7 @@ def interrupt(job: Job, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "step"),
-    [("USR1", 8), ("USR1", 11), ("preemption", 8), ("killed node", 8)],
+    [("USR1", 11), ("time limit", 8), ("preemption", 8), ("killed node", 8)],
 )
 def test_an_interrupted_job_goes_on_without_a_flag_to_the_same_result(
     how: str, step: int, cluster: Slurm, undisturbed: Path, tmp_path: Path

@@ -112,11 +112,16 @@ class Slurm:
     def wait(self, number: str, *states: str, patience: float = 400.0) -> dict[str, str]:
         """Wait until a job is in one of some states; let a requeued one start at once."""
 
+        hurried: set[str] = set()
+
         def reached() -> bool:
             found = self.job(number)
-            if found["JobState"] == "PENDING" and found.get("Reason") == "BeginTime":
+            waits = found["JobState"] == "PENDING" and found.get("Reason") == "BeginTime"
+            if waits and found["Restarts"] not in hurried:
+                # within a second slurmd still refuses the job: "Job credential revoked"
                 with suppress(AssertionError):  # it may still be completing
-                    self("scontrol", "update", f"jobid={number}", "StartTime=now")
+                    self("scontrol", "update", f"jobid={number}", "StartTime=now+4")
+                    hurried.add(found["Restarts"])
             if found["JobState"] not in states:
                 return False
             time.sleep(2)  # a job that is being requeued can show the end of its first run
