@@ -213,7 +213,7 @@ class PointsView:
     ) -> NDArray[np.uint8]:
         """Return the (H, W, 3) picture, with a legend of the classes."""
         table = color_table(len(class_names), palette)
-        points, labels = self.points.cpu().numpy(), self.labels.cpu().numpy()
+        points, labels = self.points.float().cpu().numpy(), self.labels.cpu().numpy()
         return scatter_plot(points, labels, class_names, table, self.title)
 
 

@@ -29,7 +29,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     An item is a dict of `image` (3, H, W) uint8 RGB, `mask` (H, W) int64 class ids where the
     source has masks, and `id`. An item of a key with a seed is a training crop and also has
     `valid` (H, W) bool, False where padding is, and `image_strong` (3, H, W) uint8 where there is a
-    strong view.
+    strong view. Other items have `counted`, False for a copy that no score is to count.
 
     Args:
         source: The examples.
@@ -93,14 +93,14 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
             failure = {"id": self.source.ids[key.number], "failed": str(error)}
         try:  # a mask is no part of a prediction
             example = without_labels(self.source)[key.number]
-            return _tensors(example.id, example.image, None, key.counted)
+            return _evaluated(example.id, example.image, None, key.counted)
         except DataError:
             return failure
 
     def _item(self, key: SampleKey) -> dict[str, Any]:
         if key.seed is None or self.augmentation is None:
             example = self.source[key.number]
-            return _tensors(example.id, example.image, example.mask, key.counted)
+            return _evaluated(example.id, example.image, example.mask, key.counted)
         draw = self.augmentation.draw(key.seed)
         example = self.source.read(key.number, self.augmentation.reduction(draw))
         return training_item(example, draw, self.augmentation, self.strong)
@@ -120,23 +120,29 @@ def training_item(
     # (H, W, 3), (H, W) -> (h, w, 3), (h, w), (h, w)
     image, mask, valid = augmentation(example, draw)
     # (h, w, 3) -> (3, h, w)
-    item = _tensors(example.id, image, mask, counted=True)
+    item = _tensors(example.id, image, mask)
     item["valid"] = _tensor(valid)
     if strong is not None:
         item["image_strong"] = _channels_first(strong(image, draw.seed))
     return item
 
 
-def _tensors(
-    name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, counted: bool
-) -> dict[str, Any]:
-    """Return `image`, `id` and `mask` as tensors; the mask is all void where not `counted`."""
+def _tensors(name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> dict[str, Any]:
+    """Return `image`, `id` and `mask` as tensors."""
     item: dict[str, Any] = {"image": _channels_first(image), "id": name}
     if mask is not None:
         item["mask"] = torch.from_numpy(mask.astype(np.int64, order="C"))
-        if not counted:
-            item["mask"].fill_(VOID)
     return item
+
+
+def _evaluated(
+    name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, counted: bool
+) -> dict[str, Any]:
+    """Return an item that is not for training; the mask is all void where not `counted`."""
+    item = _tensors(name, image, mask)
+    if mask is not None and not counted:
+        item["mask"].fill_(VOID)
+    return {**item, "counted": counted}
 
 
 def _channels_first(image: NDArray[np.uint8]) -> Tensor:

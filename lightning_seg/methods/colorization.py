@@ -28,7 +28,11 @@ from lightning_seg.errors import require_range
 from lightning_seg.losses.colorization import ColorTarget, HueChroma
 from lightning_seg.networks.colorization import ColorizationNetwork
 from lightning_seg.networks.encoder import TimmEncoder
-from lightning_seg.training.pretraining import ImagePretrainingModule
+from lightning_seg.training.pretraining import (
+    ImagePretrainingModule,
+    counted_images,
+    generators,
+)
 from lightning_seg.training.sharding import whole
 from lightning_seg.views import ColorView, Views
 
@@ -170,10 +174,11 @@ class ColorizationModule(ImagePretrainingModule):
     # Validation
 
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the mean loss, at locations that are the same in every validation."""
-        generator = torch.Generator().manual_seed(batch_idx)
-        locations = self.draw(batch["image"], generator)
-        self.mean_loss.update(*self.color_loss(batch["image"], locations))
+        """Add a batch to the mean loss, at locations that depend on the id of each image alone."""
+        image = batch["image"]
+        drawn = [self.draw(image[:1], own) for own in generators(batch["id"])]
+        valid = counted_images(batch).view(-1, 1, 1).expand(-1, *image.shape[-2:])
+        self.mean_loss.update(*self.color_loss(image, torch.cat(drawn), valid))
 
     def views(self, batch: dict[str, Any]) -> Views:
         """Return the grey input, the predicted colours and the image."""

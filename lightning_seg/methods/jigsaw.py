@@ -15,7 +15,6 @@ ResNet-50 in VISSL. `input_mode: rgb` keeps the colours of the other images, `gr
 from __future__ import annotations
 
 from typing import Any
-from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +25,12 @@ from lightning_seg.metrics import WeightedMean
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.jigsaw import JigsawNetwork
 from lightning_seg.networks.tiles import cut_tiles, far_permutations, shuffle, unshuffle
-from lightning_seg.numerics import masked_mean
-from lightning_seg.training.pretraining import ImagePretrainingModule
+from lightning_seg.numerics import at_least_float32, masked_mean
+from lightning_seg.training.pretraining import (
+    ImagePretrainingModule,
+    counted_images,
+    generators,
+)
 from lightning_seg.views import ColorView, Views
 
 
@@ -125,19 +128,22 @@ class JigsawModule(ImagePretrainingModule):
 
     def evaluation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch of puzzles, which are the same in every validation, to the scores."""
-        puzzle, logits, _ = self._solve(batch["image"], batch_idx)
-        count = torch.tensor(len(puzzle), device=puzzle.device)
-        self.mean_loss.update(F.cross_entropy(logits.float(), puzzle), count)
-        self.mean_accuracy.update((logits.argmax(1) == puzzle).float().mean(), count)
+        puzzle, logits, _ = self._solve(batch)
+        counted = counted_images(batch)
+        losses = F.cross_entropy(at_least_float32(logits), puzzle, reduction="none")
+        self.mean_loss.update(masked_mean(losses, counted), counted.sum())
+        solved = (logits.argmax(1) == puzzle).float()
+        self.mean_accuracy.update(masked_mean(solved, counted), counted.sum())
 
-    def _solve(self, image: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _solve(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the numbers of the permutations, the logits, and the shuffled tiles.
 
-        The tiles are from the middle of their cells.
+        The permutation depends on the image's id alone, and the tiles are from the middle of their
+        cells.
         """
-        generator = torch.Generator().manual_seed(seed)
-        puzzle = torch.randint(len(self.permutations), (len(image),), generator=generator)
-        puzzle = puzzle.to(image.device)
+        image, high = batch["image"], len(self.permutations)
+        draws = [torch.randint(high, (1,), generator=own) for own in generators(batch["id"])]
+        puzzle = torch.cat(draws).to(image.device)
         middle = torch.full((len(image), self.grid**2, 2), 0.5, device=image.device)
         tiles = shuffle(self.cut(image, middle), self.permutations[puzzle])
         return puzzle, self(tiles), tiles
@@ -150,8 +156,7 @@ class JigsawModule(ImagePretrainingModule):
 
     def views(self, batch: dict[str, Any]) -> Views:
         """Return the tiles shuffled, in the predicted order, and in the true order."""
-        seed = crc32(batch["id"][0].encode())  # the same puzzle in every validation
-        puzzle, logits, tiles = self._solve(batch["image"], seed)
+        puzzle, logits, tiles = self._solve(batch)
         guess = logits.argmax(1)
         solved = "solved" if bool(guess == puzzle) else "not solved"
         guessed = unshuffle(tiles, self.permutations[guess])

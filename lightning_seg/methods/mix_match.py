@@ -39,6 +39,7 @@ from lightning_seg.losses import (
     unit_vectors,
 )
 from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.numerics import at_least_float32
 from lightning_seg.training.pretraining import PretrainingModule
 from lightning_seg.views import ColorView, PointsView, Views
 
@@ -159,12 +160,15 @@ class MixMatchModule(PretrainingModule):
             self._kept = []
         left = self.val_patches - sum(len(labels) for _, labels in self._kept)
         if left > 0:
-            self._kept.append((self(batch["image"][:left]), batch["label"][:left]))
+            patches, labels = batch["image"][:left], batch["label"][:left]
+            self._kept.append((self(patches), _numbers(patches) * self.num_classes + labels))
 
     def evaluation(self) -> dict[str, Tensor]:
         """Return the loss and the other scores of the patches of all processes."""
-        embeddings, labels = (torch.cat(each) for each in zip(*self._kept, strict=True))
-        embeddings, labels = gather_embeddings(embeddings, labels)
+        embeddings, marks = (torch.cat(each) for each in zip(*self._kept, strict=True))
+        embeddings, marks = gather_embeddings(embeddings, marks)
+        order = marks.argsort(stable=True)  # the same for any number of processes
+        embeddings, labels = embeddings[order], marks[order] % self.num_classes
         self._kept, self._embedded = [], (embeddings, labels)
         triplets = self.sample(labels, ())
         return {
@@ -188,6 +192,7 @@ class MixMatchModule(PretrainingModule):
         if self._embedded is None or len(self._embedded[1]) < 3:
             return {}
         embeddings, labels = self._embedded
+        embeddings = at_least_float32(embeddings)
         centred = (embeddings - embeddings.mean(0)).cpu()
         with torch.random.fork_rng(devices=[]):  # pca_lowrank draws random numbers
             torch.manual_seed(0)
@@ -199,6 +204,13 @@ class MixMatchModule(PretrainingModule):
             f"variance; step {self.global_step}"
         )
         return {"embedding": PointsView(points, labels, title)}
+
+
+def _numbers(patches: Tensor) -> Tensor:
+    """Return (N,) int64 numbers below 2**40 of (N, 3, h, w) uint8 patches, by their pixels."""
+    pixels = patches.flatten(1).long()
+    places = torch.arange(1, pixels.shape[1] + 1, device=pixels.device)
+    return (pixels * (places * 7919 % 65521)).sum(1) % 2**40
 
 
 def _measure(embeddings: Tensor, labels: Tensor, triplets: Triplets) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,6 +27,17 @@ class RandomState:
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Tensor]] | None = None
+
+    def diverge(self) -> None:
+        """Give every process but the first one random numbers of its own.
+
+        All of them start from the seed of `seed_everything`, and would drop the same units and draw
+        the same puzzles.
+        """
+        rank = dist.get_rank() if world_size() > 1 else 0
+        if rank > 0:
+            entropy = int(os.environ.get("PL_GLOBAL_SEED", 0)), rank
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def capture(self) -> list[dict[str, Tensor]]:
         """Return the states of all processes by rank; every process must call this."""

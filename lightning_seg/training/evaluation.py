@@ -57,21 +57,22 @@ class Evaluation(nn.Module):
             }
         )
 
-    def update(self, logits: Tensor, target: Tensor, loss: Tensor) -> Tensor:
+    def update(self, logits: Tensor, target: Tensor, losses: Tensor) -> Tensor:
         """Add a batch.
 
         Args:
             logits: (B, C, H, W) logits.
             target: (B, H, W) class ids.
-            loss: The mean loss of the labelled pixels, a scalar.
+            losses: (B,) the loss of each image.
 
         Returns:
             (B, H, W) predicted class ids.
         """
         largest, labels = logits.max(dim=1)  # argmax(1) takes ten times as long on CPUs
-        # weighted by labelled pixels: the mean over pixels does not depend on the batches, and
-        # the copies that even out the processes have no labelled pixel
-        self.loss.update(loss, (target != self.ignore_index).sum())
+        # weighted by labelled pixels, because the copies that even out the processes have none
+        pixels = (target != self.ignore_index).sum((1, 2))
+        mean = (losses * pixels).sum() / pixels.sum().clamp(min=1)
+        self.loss.update(mean, pixels.sum())
         maps = class_maps(labels, target, logits.shape[1], self.ignore_index)
         for name in self._measured():
             self.classes[name].update(maps)  # type: ignore[operator]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from lightning_seg.training.optimization import (
     with_schedule,
 )
 from lightning_seg.training.sharding import ShardedStrategy, require_strategy, shard
+from lightning_seg.training.synchronized_norms import SynchronizedNorms
 from lightning_seg.views import PointsView, Views
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -262,6 +264,12 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         """Return whether the loggers get this step's values: only then are costly ones computed."""
         return step_is_logged(self.trainer)
 
+    def setup(self, stage: str) -> None:
+        """Let `sync_batchnorm` keep the activations of batch norms, and work on CPUs."""
+        strategy = self.trainer.strategy
+        if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+            strategy._layer_sync = SynchronizedNorms(strategy.root_device)  # type: ignore[attr-defined]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Create the optimizer and, unless `lr_scheduler` is None, its schedule."""
         optimizer = build_optimizer(
@@ -319,6 +327,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
     def on_train_start(self) -> None:
         """Set the length of the schedules, which is known once the loaders are there."""
         self._numbered = False
+        self._random_state.diverge()
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, PolyLR):
                 config.scheduler.set_length(self.trainer.estimated_stepping_batches)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -29,6 +31,7 @@ class PretrainingModule(MethodModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Raise for `predict`; make ModelCheckpoint follow val/loss where it follows val/miou."""
+        super().setup(stage)
         if stage == "predict":
             raise SetupError(
                 f"{type(self).__name__} trains an encoder, which predicts no labels: fine-tune a "
@@ -91,3 +94,20 @@ class ImagePretrainingModule(PretrainingModule, ABC):
         loss = self.mean_loss.compute()
         self.mean_loss.reset()
         return {"loss": loss}
+
+
+def generators(ids: Sequence[str]) -> list[torch.Generator]:
+    """Return a generator for every image, which depends on its id alone.
+
+    An evaluation then does not depend on the batches and the processes that share the images.
+    """
+    return [torch.Generator().manual_seed(crc32(name.encode())) for name in ids]
+
+
+def counted_images(batch: dict[str, Any]) -> Tensor:
+    """Return (B,) bool, False for the copies that give all processes equally many images."""
+    image: Tensor = batch["image"]
+    counted: Tensor | None = batch.get("counted")
+    if counted is None:  # of a data module without copies
+        return torch.ones(len(image), dtype=torch.bool, device=image.device)
+    return counted

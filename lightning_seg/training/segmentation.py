@@ -199,7 +199,9 @@ class SegmentationModule(MethodModule, ABC):
 
     def _evaluate(self, batch: dict[str, Any], evaluation: Evaluation) -> Tensor:
         logits, target = self(batch["image"]), batch["mask"]
-        return evaluation.update(logits, target, self.loss(logits, target))
+        # of every image: a loss that pools a batch would depend on which images share one
+        losses = [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
+        return evaluation.update(logits, target, torch.stack(losses))
 
     def _log_scores(self, stage: str, evaluation: Evaluation) -> None:
         self.evaluated = scores = evaluation.compute()

@@ -285,6 +285,7 @@ class TwoPlayerModule(SegmentationModule):
 
     def setup(self, stage: str) -> None:
         """Exclude the opponent from DDP, so that DDP does not wait for its gradients."""
+        super().setup(stage)
         excluded = {id(weight) for weight in self.opponent.parameters()}
         self._ddp_params_and_buffers_to_ignore = [
             name for name, weight in self.named_parameters() if id(weight) in excluded

@@ -19,6 +19,7 @@ def _module(piece: Path) -> type:
 PIECES = {path.stem: _module(path) for path in sorted((ROOT / "configs/method").glob("*.yaml"))}
 FOR_ENCODERS = [name for name, kind in PIECES.items() if issubclass(kind, PretrainingModule)]
 FOR_SEGMENTATION = [name for name in PIECES if name not in FOR_ENCODERS]
+TWO_PLAYERS = [name for name, kind in PIECES.items() if issubclass(kind, TwoPlayerModule)]
 SUPERVISED = [
     kind
     for name, kind in PIECES.items()

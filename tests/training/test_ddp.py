@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import every_method
 import pytest
 import torch
-from methods import PIECES
 from places import ROOT
-from two_processes import meeting_place, run_two
 
 from lightning_seg.scores import read_scores
 
@@ -60,16 +57,6 @@ def logged(tmp_path: Path) -> list[str]:
         f"--trainer.logger.save_dir={tmp_path}",
         "--trainer.logger.name=csv",
     ]
-
-
-def test_every_method_keeps_two_processes_equal(tmp_path: Path) -> None:
-    run_two([every_method.__file__, str(tmp_path)], meeting_place(), timeout=400)
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert first.keys() == second.keys() == PIECES.keys()
-    for method, weights in first.items():
-        for name, value in weights.items():
-            assert torch.equal(second[method][name], value), (method, name)
-            assert value.isfinite().all(), (method, name)
 
 
 def test_two_processes_agree_and_score_like_one(tmp_path: Path, logged: list[str]) -> None:
