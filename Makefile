@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo test test-slurm lint docs clean
+.PHONY: demo test test-slurm test-matrix test-long lint docs clean
 .DELETE_ON_ERROR:
 
 # The marker holds what was installed: it is remade when the requirements change.
@@ -30,6 +30,14 @@ test: .venv/installed
 test-slurm: .venv/installed
 	PYTHONPATH=tests/support $(BIN)/python -m network_hosts
 	WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -p no:randomly -m slurm tests/cluster
+
+# Every method x processes x precision x accumulation x verb, and every piece in two processes.
+test-matrix: .venv/installed
+	WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m matrix -n 2 --dist loadfile
+
+# Trainings of thousands of steps.
+test-long: .venv/installed
+	WANDB_MODE=offline OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n 0
 
 lint: .venv/installed
 	$(BIN)/ruff check .

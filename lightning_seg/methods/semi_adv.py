@@ -334,10 +334,11 @@ class SemiAdvModule(DiscriminatorModule):
             mask: (B, H, W) class ids of these images, which training does not use.
         """
         kept = pseudo != self.ignore_index
-        found = {"selected": masked_mean(kept.float(), valid)}
+        found = {"selected": masked_mean(kept.float(), valid, self.across_ranks)}
         if mask is not None:
             known = kept & (mask != self.ignore_index)
-            found["selected_accuracy"] = masked_mean((pseudo == mask).float(), known)
+            right = (pseudo == mask).float()
+            found["selected_accuracy"] = masked_mean(right, known, self.across_ranks)
         return found
 
     def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:

@@ -101,8 +101,8 @@ class DiscriminatorModule(TwoPlayerModule, ABC):
         accuracies = {}
         if self.logs_now():
             accuracies = {
-                "d_accuracy_fake": masked_mean((fake < 0).float(), fake_valid),
-                "d_accuracy_real": masked_mean((truth > 0).float(), real_valid),
+                "d_accuracy_fake": masked_mean((fake < 0).float(), fake_valid, self.across_ranks),
+                "d_accuracy_real": masked_mean((truth > 0).float(), real_valid, self.across_ranks),
             }
         loss = discriminator_loss(fake, truth, fake_valid, real_valid, self.across_ranks)
         return loss, accuracies

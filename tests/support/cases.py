@@ -21,7 +21,7 @@ from torch import Tensor
 from two_processes import meeting_place, run_two
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-KEPT = ("start", "losses", "steps", "ids", "noise", "labelled", "rates")
+KEPT = ("start", "logged", "steps", "ids", "noise", "labelled", "rates")
 Result = dict
 
 
@@ -31,7 +31,7 @@ class Watch(L.Callback):
     def __init__(self, cut_labels: bool = False) -> None:
         self.cut_labels = cut_labels
         self.start: dict[str, Tensor] = {}
-        self.losses: list[float] = []
+        self.logged: list[dict[str, float]] = []
         self.steps: dict[int, int] = {}
         self.ids: list[list[str]] = []
         self.noise: list[float] = []
@@ -67,7 +67,8 @@ class Watch(L.Callback):
         state = torch.random.get_rng_state()
         self.noise.append(torch.rand(1).item())  # what the next dropout will draw
         torch.random.set_rng_state(state)
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.logged.append({key: logged[key] for key in logged if key.startswith("train/")})
         self.rates = [group["lr"] for each in trainer.optimizers for group in each.param_groups]
 
 

@@ -113,8 +113,8 @@ def check_training(case: Case, results: list[dict]) -> None:
         assert each["steps"] == dict.fromkeys(range(players), case.steps)
         assert each["global_step"] == case.steps
         assert each["rates"] == [0.0] * len(each["rates"])  # the schedule knows how long it is
-        assert len(each["losses"]) == BATCHES * EPOCHS
-        assert all(map(math.isfinite, each["losses"]))
+        assert len(each["logged"]) == BATCHES * EPOCHS
+        assert all(math.isfinite(row["train/loss"]) for row in each["logged"])
         assert math.isfinite(each["scores"]["val/loss"])
         for name, weight in each["weights"].items():
             assert weight.dtype == torch.float32, name
