@@ -22,8 +22,9 @@ _KEY = "lightning_seg/stop_at"
 class StopOnSignal(Callback):
     """Ends a run on SIGTERM or Ctrl-C after the next batch; a training writes `last.ckpt` first.
 
-    A scheduler such as SLURM sends SIGTERM before it kills a job, and in a job of SLURM, SIGUSR1
-    ends a run as well. A second Ctrl-C ends the run at once. With several processes it is
+    A training that accumulates gradients ends after its next optimizer step. A scheduler such as
+    SLURM sends SIGTERM before it kills a job, and in a job of SLURM, SIGUSR1 ends a run as well. A
+    second Ctrl-C ends the run at once. With several processes it is
     enough that one of them gets the signal: it writes into their common store at which batch all
     of them stop. Between two batches of a training the processes differ by at most one batch,
     because each batch averages gradients; so two batches after the signal all of them have read it.
@@ -100,7 +101,8 @@ class StopOnSignal(Callback):
         if trainer.is_last_batch and _validates(trainer):
             self._stop_at()  # all processes read it here, and stop where the validation starts
             return
-        if self._stops():
+        steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self._stops() and (steps or trainer.is_last_batch):  # or gradients would be lost
             # what Lightning does after this hook; else the module's own hook would not be called
             # for this batch, and its values would not be logged
             pl_module.on_train_batch_end(outputs, batch, batch_idx)

@@ -54,6 +54,27 @@ def test_a_training_writes_a_checkpoint_and_goes_on_to_the_same_result(
         assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
+ACCUMULATING = {
+    "one player": ["--trainer.accumulate_grad_batches=4"],
+    "two players": ["--model=ASMLModule", "--model.accumulate_grad_batches=4"],
+}
+
+
+@pytest.mark.parametrize("batch", [2, 5])  # of six batches an epoch, in steps of four and of two
+@pytest.mark.parametrize("players", ACCUMULATING)
+def test_a_signal_between_two_steps_waits_for_the_gradients_of_the_next_one(
+    players: str, batch: int, words: list[str], tmp_path: Path
+) -> None:
+    words = [*ACCUMULATING[players], *words, "--data.crop_size=32", "--model.lr=0.01"]
+    whole = cli.main(["fit", *words, f"--trainer.default_root_dir={tmp_path}/whole"])
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *words, *KEEP, *send(signal.SIGTERM, batch)])
+    resumed = cli.main(["fit", *words, "--ckpt_path=last"])
+    assert resumed.trainer.global_step == whole.trainer.global_step == 4
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value), key
+
+
 @pytest.mark.parametrize("batch", [6, 12])
 def test_a_signal_in_the_last_batch_of_an_epoch_skips_no_validation(
     batch: int, words: list[str], tmp_path: Path
