@@ -24,13 +24,13 @@ class StopOnSignal(Callback):
 
     A training that accumulates gradients ends after its next optimizer step. A scheduler such as
     SLURM sends SIGTERM before it kills a job, and in a job of SLURM, SIGUSR1 ends a run as well. A
-    second Ctrl-C ends the run at once. With several processes it is
-    enough that one of them gets the signal: it writes into their common store at which batch all
-    of them stop. Between two batches of a training the processes differ by at most one batch,
-    because each batch averages gradients; so two batches after the signal all of them have read it.
-    After the last batch of an epoch they stop where its validation would start, and a training that
-    goes on starts with this validation. Within a validation, which averages nothing, several
-    processes stop without a checkpoint of that moment.
+    second Ctrl-C ends the run at once. With several processes it is enough that one of them gets
+    the signal: it writes into their common store at which batch all of them stop. Between two
+    batches of a training the processes differ by at most one batch, because each batch averages
+    gradients; so two batches after the signal all of them have read it. After the last batch of an
+    epoch they stop where its validation would start, and a training that goes on starts with this
+    validation. Within a validation, which averages nothing, several processes stop without a
+    checkpoint of that moment.
 
     Lightning's own handlers are replaced. For SIGTERM it lets one process stop alone, ends with the
     exit code 0, and does nothing in `predict`. For SIGUSR1 it writes a checkpoint in the middle of

@@ -1,4 +1,4 @@
-"""Gradients of one of two players: frozen weights, averages over processes, clipping."""
+"""Gradients of one of two players, and what processes share: weights and running statistics."""
 
 from __future__ import annotations
 
@@ -59,6 +59,20 @@ def share_weights(weights: Iterable[Tensor]) -> None:
     if world_size() > 1:
         for weight in weights:
             dist.broadcast(weight.detach(), 0)
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Copy the running statistics of batch norms of the first process to all, in one broadcast."""
+    running = ("running_mean", "running_var")
+    found = [each for name, each in module.named_buffers() if name.endswith(running)]
+    if not found or world_size() == 1:
+        return
+    together = torch.cat(found)
+    dist.broadcast(together, 0)
+    for buffer, part in zip(
+        found, torch.split(together, [len(each) for each in found]), strict=True
+    ):
+        buffer.copy_(part)
 
 
 def clip_gradients(optimizer: Optimizer, limit: float, algorithm: Literal["norm", "value"]) -> None:

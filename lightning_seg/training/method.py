@@ -26,7 +26,7 @@ from lightning_seg.training.checkpoints import (
     keep_what_a_checkpoint_needs,
     require_same_tensors,
 )
-from lightning_seg.training.gradients import share_weights
+from lightning_seg.training.gradients import share_statistics
 from lightning_seg.training.loss_guard import FiniteGuard
 from lightning_seg.training.optimization import (
     PolyLR,
@@ -292,11 +292,6 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
             assert self.device_mesh is not None
             self.network = shard(self.network, strategy, self.device_mesh)
 
-    def on_validation_start(self) -> None:
-        """Let all processes evaluate with the running statistics of the first one, as DDP does."""
-        if isinstance(self.trainer.strategy, ShardedStrategy):
-            share_weights(self.network.buffers())
-
     def on_fit_start(self) -> None:
         """Report the network's size and the origin of its weights; set up the losses."""
         for loss in self.modules():  # those of the method, and one that it was given
@@ -362,6 +357,10 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         self._number_steps(0)
         self._numbered = True
         self._random_state.restore()
+
+    def on_validation_start(self) -> None:
+        """Validate in all processes what a checkpoint holds, the statistics of the first one."""
+        share_statistics(self)
 
     def on_validation_batch_start(
         self, batch: Any, batch_idx: int, dataloader_idx: int = 0
