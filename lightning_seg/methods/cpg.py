@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import require_range
 from lightning_seg.losses import CrossEntropy, ProbabilityGradientLoss
+from lightning_seg.numerics import mean_of
 from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 from lightning_seg.views import KindView, ScaleView, Views
 
@@ -124,9 +125,9 @@ class CPGModule(SegmentationModule):
     @torch.no_grad()
     def boundary_share(self, target: Tensor) -> Tensor:
         """Return the share of boundary pixels among the labelled pixels of (B, H, W) class ids."""
-        labelled = (target != self.ignore_index).sum().clamp(min=1)
-        share: Tensor = self.cpg.boundary(target).sum() / labelled
-        return share
+        boundary = self.cpg.boundary(target)
+        labelled = (target != self.ignore_index).sum()
+        return mean_of(boundary.sum().float(), labelled, self.across_ranks)
 
     def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:
         """Return the boundary mask, and the gradients of truth and prediction."""

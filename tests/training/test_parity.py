@@ -103,6 +103,8 @@ def check(case: Case, alone: dict, first: dict, second: dict) -> None:
     assert largest(alone["weights"], first["weights"]) < 1e-7
     for rows in zip(alone["logged"], first["logged"], second["logged"], strict=True):
         for name, value in rows[0].items():
+            if case.method == "lmp" and name != "train/loss":
+                continue  # the weights of the first process, as docs/dashboards.md says
             for row in rows[1:]:
                 # puzzles and tiles are float32 in any precision
                 assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
