@@ -6,7 +6,7 @@
 
 `measure` trains each method in two processes that exchange nothing, and then with DDP (gloo). It
 writes the seconds per step of both, the bytes and the number of exchanges, and the floating-point
-operations of a step. `page` adds a model of the step time on GPUs, whose assumptions the page names.
+operations of a step. `page` adds a model of the step time on GPUs; the page names its assumptions.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def methods(encoder: str = LIGHT) -> dict[str, Callable[[], Any]]:
         name: partial(kind, network, **shared, **more) for name, (kind, more) in pieces.items()
     }
     for scope in ("local", "global"):
-        found[f"mix-and-match, {scope} graph"] = lambda scope=scope: MixMatchModule(
-            TimmEncoder(encoder), graph_scope=scope, flatten="gap", **shared
+        options = {"graph_scope": scope, "flatten": "gap", **shared}
+        found[f"mix-and-match, {scope} graph"] = partial(
+            lambda options: MixMatchModule(TimmEncoder(encoder), **options), options
         )
     return found
 
@@ -255,7 +256,8 @@ def measure() -> None:
             subprocess.Popen(words, env={**shared, "RANK": each, "LOCAL_RANK": each})
             for each in ("0", "1")
         ]
-        if any([run.wait() for run in runs]):
+        codes = [run.wait() for run in runs]
+        if any(codes):
             raise SystemExit("a process failed")
         found = json.loads((Path(folder) / "rows.json").read_text())
     write(STEPS, found["rows"])
@@ -265,46 +267,42 @@ def measure() -> None:
 
 def ids() -> None:
     """Measure lists, splits and samplers of ever more ids."""
+    rows = [row for count in (1_000, 10_000, 100_000, 1_000_000) for row in ids_of(count)]
+    write(IDS, rows)
+
+
+def ids_of(count: int) -> Iterator[dict[str, Any]]:
+    """Measure each part of a dataset of so many ids: its CPU seconds and its peak memory."""
+    import numpy as np
+
     from datamodules.reading.sources import FileSource, Subset
     from datamodules.selection.label_splits import divide
     from datamodules.selection.samplers import ClassSampler, KeySampler
 
-    import numpy as np
-
-    rows = []
-    for count in (1_000, 10_000, 100_000, 1_000_000):
-        images = {f"scene_{i // 1000:04}/image_{i:07}": Path(f"/d/{i}.jpg") for i in range(count)}
-        presence = np.random.default_rng(0).random((count, 20)) < 0.1
-        kept: dict[str, Any] = {}
-
-        def source() -> Any:
-            return FileSource(images)
-
-        def split(below: Path | None = None) -> Any:
-            return divide(kept["list of files"], "1/8", 0, below)
-
+    images = {f"scene_{i // 1000:04}/image_{i:07}": Path(f"/d/{i}.jpg") for i in range(count)}
+    presence = np.random.default_rng(0).random((count, 20)) < 0.1
+    whole, labeled = FileSource(images), divide(FileSource(images), "1/8", 0, None).labeled
+    with tempfile.TemporaryDirectory() as folder:
+        divide(whole, "1/8", 0, Path(folder))  # writes the lists
         parts: dict[str, Callable[[], Any]] = {
-            "list of files": source,
-            "split, drawn": split,
-            "split, read from its lists": lambda: split(Path(folder)),
-            "labelled part": lambda: Subset(kept["list of files"], kept["split, drawn"].labeled),
+            "list of files": lambda: FileSource(images),
+            "split, drawn": lambda: divide(whole, "1/8", 0, None),
+            "split, read from its lists": lambda: divide(whole, "1/8", 0, Path(folder)),
+            "labelled part": lambda: Subset(whole, labeled),
             "sampler, first key of an epoch": lambda: _first(KeySampler(images, 0, True)),
             "sampler, key in the middle": lambda: _first(KeySampler(images, 0, True), count // 2),
             "class sampler, first key": lambda: _first(ClassSampler(images, presence, 0)),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            for name, part in parts.items():
-                tracemalloc.start()
-                part()
-                size = tracemalloc.get_traced_memory()[1]
-                tracemalloc.stop()
-                begin = time.process_time()
-                kept[name] = part()
-                seconds = time.process_time() - begin
-                row = {"part": name, "ids": count, "seconds": seconds, "bytes": size}
-                rows.append(row)
-                print(f"{name:<34}{count:>9}{seconds:>9.3f} s{size / count:>9.1f} bytes an id")
-    write(IDS, rows)
+        for name, part in parts.items():
+            tracemalloc.start()
+            part()
+            size = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            begin = time.process_time()
+            part()
+            seconds = time.process_time() - begin
+            print(f"{name:<34}{count:>9}{seconds:>9.3f} s{size / count:>9.1f} bytes an id")
+            yield {"part": name, "ids": count, "seconds": seconds, "bytes": size}
 
 
 def _first(sampler: Any, skip: int = 0) -> Any:

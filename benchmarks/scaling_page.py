@@ -86,10 +86,10 @@ def model() -> Iterator[str]:
             f"{1e3 * (work + wait):.1f} ms ({100 * work / (work + wait):.0f} %)"
             for work, wait in times[1:]
         ]
-        yield (
-            f"| {row['method']} | {flops / 1e12:.1f} T | {network / 1e6:.0f} MB, "
-            f"{opponent / 1e6:.0f} MB | {small} | {1e3 * times[0][0]:.1f} ms | {' | '.join(cells)} |"
-        )
+        alone = f"{1e3 * times[0][0]:.1f} ms"
+        moved = f"{network / 1e6:.0f} MB, {opponent / 1e6:.0f} MB"
+        cells = [row["method"], f"{flops / 1e12:.1f} T", moved, str(small), alone, *cells]
+        yield f"| {' | '.join(cells)} |"
 
 
 def check() -> Iterator[str]:
@@ -107,10 +107,9 @@ def check() -> Iterator[str]:
         alone, both = float(row["alone"]), float(row["seconds"])
         size = float(row["bytes"]) + float(row["network_bytes"])
         predicted = alone + size / rate + int(row["calls"]) * small
-        yield (
-            f"| {row['method']} | {1e3 * alone:.0f} ms | {size / 1e6:.1f} MB, {row['calls']} + DDP | "
-            f"{1e3 * predicted:.0f} ms | {1e3 * both:.0f} ms | {both / predicted:.2f} |"
-        )
+        exchanged = f"{size / 1e6:.1f} MB, {row['calls']} + DDP"
+        times = f"{1e3 * predicted:.0f} ms | {1e3 * both:.0f} ms | {both / predicted:.2f}"
+        yield f"| {row['method']} | {1e3 * alone:.0f} ms | {exchanged} | {times} |"
 
 
 def lists() -> Iterator[str]:

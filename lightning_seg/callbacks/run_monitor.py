@@ -17,7 +17,7 @@ from lightning_seg.callbacks.metrics_file import write_out
 from lightning_seg.callbacks.run_facts import class_shares, run_facts
 from lightning_seg.callbacks.wandb_run import keep_id
 from lightning_seg.training import MethodModule
-from lightning_seg.training.method import step_is_logged
+from lightning_seg.training.step_numbers import step_is_logged
 
 PLAYERS = ("network", "opponent")
 """The names of a module's optimizers, in their order."""

@@ -35,6 +35,7 @@ from lightning_seg.training.optimization import (
     with_schedule,
 )
 from lightning_seg.training.sharding import ShardedStrategy, require_strategy, shard
+from lightning_seg.training.step_numbers import number_steps, step_is_logged
 from lightning_seg.training.synchronized_norms import SynchronizedNorms
 from lightning_seg.views import PointsView, Views
 
@@ -354,7 +355,7 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the batch, and restore the random state of a checkpoint before the first one."""
         self._require_needs(batch)
-        self._number_steps(0)
+        self._number(0)
         self._numbered = True
         self._random_state.restore()
 
@@ -368,22 +369,11 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         """Check the batch, also in Lightning's check before training."""
         self._require_needs(batch)
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._number_steps(1)
+            self._number(1)
 
-    def _number_steps(self, uncounted: int) -> None:
-        """Let a resumed training log with the step numbers of one that was not interrupted.
-
-        Lightning (version 2.6) counts one step too many after some checkpoints, such as that of
-        the end of a training or of a process that was killed. Before the first step of a training
-        its counter is set to the number of steps made.
-
-        Args:
-            uncounted: Number of the last steps that Lightning has not counted yet: 1 in a
-                validation, and 0 elsewhere.
-        """
-        steps = self.trainer.global_step
-        if not self._numbered and steps > 0:
-            self.trainer.fit_loop.epoch_loop._batches_that_stepped = steps - uncounted
+    def _number(self, uncounted: int) -> None:
+        if not self._numbered:  # before the first step of a training that was resumed
+            number_steps(self.trainer, uncounted)
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Check the batch."""
@@ -400,9 +390,3 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
                 f"{', '.join(part)}: {reason}",
                 option=option,
             )
-
-
-def step_is_logged(trainer: L.Trainer) -> bool:
-    """Return whether the loggers get the values of the training step in progress."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and (trainer.global_step + 1) % every == 0
