@@ -5,6 +5,7 @@ All are plain `nn.Module`s, and nothing in this package imports Lightning.
 
 from lightning_seg.networks.deeplab_v2 import DeepLabV2
 from lightning_seg.networks.deeplab_v3 import DeepLabV3
+from lightning_seg.networks.dpt import DPT
 from lightning_seg.networks.encoder import TimmEncoder
 from lightning_seg.networks.encoder_head import EncoderHead
 from lightning_seg.networks.fc_discriminator import FCDiscriminator
@@ -16,6 +17,7 @@ from lightning_seg.networks.structure_analyzer import StructureAnalyzer
 from lightning_seg.networks.unet import UNet
 
 __all__ = [
+    "DPT",
     "FCN",
     "LRASPP",
     "DeepLabV2",

@@ -76,6 +76,7 @@ class ColorizationNetwork(nn.Module):
         Raises:
             ValueError: The shape of the locations does not fit.
         """
+        image = self.encoder.pad(image)
         height, width = image.shape[-2:]
         columns = read_at(self.encoder(image), (height, width), locations)  # (B, K, channels)
         logits: Tensor = self.head(columns)

@@ -30,7 +30,8 @@ class DeepLabV2(EncoderHead):
             stride gives finer logits for more memory and time.
         rates: Dilation rates of the parallel classifiers, at least one.
         uniform_dilation: Give the first block of a dilated stage the dilation rate of the stage, as
-            the authors do. False gives it the rate of the previous stage, as timm does.
+            the authors do. False gives it the rate of the previous stage, as timm does. None does
+            as the authors where the encoder has such stages.
         encoder_options: Further keyword arguments of `TimmEncoder`.
 
     Shape:
@@ -43,7 +44,7 @@ class DeepLabV2(EncoderHead):
         encoder: str = "resnet101.tv_in1k",
         output_stride: int = 8,
         rates: Sequence[int] = (6, 12, 18, 24),
-        uniform_dilation: bool = True,
+        uniform_dilation: bool | None = None,
         **encoder_options: Any,
     ) -> None:
         trunk = TimmEncoder(

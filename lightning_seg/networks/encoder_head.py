@@ -29,7 +29,8 @@ class EncoderHead(nn.Module):
     Shape:
         (B, 3, H, W) float, normalised with `mean` and `std` -> a dict with the logits `out`, and
         in training mode `aux` where the network has auxiliary logits, all (B, C, H, W). H and W
-        are arbitrary: logits are resized to the input bilinearly with `align_corners=False`.
+        are arbitrary: the image is filled up to a size that the encoder takes, and logits are
+        resized to it bilinearly with `align_corners=False` and cropped.
     """
 
     def __init__(
@@ -50,6 +51,9 @@ class EncoderHead(nn.Module):
         Returns:
             (B, C, H, W) logits `out`, and in training mode `aux` where the network has them.
         """
+        wanted = image.shape[-2:]
+        if isinstance(self.encoder, TimmEncoder):
+            image = self.encoder.pad(image)
         features = self.encoder(image)
         outputs = self.head(features)
         logits = dict(outputs) if isinstance(outputs, Mapping) else {"out": outputs}
@@ -58,7 +62,10 @@ class EncoderHead(nn.Module):
         if not self.training:
             logits.pop("aux", None)
         size = image.shape[-2:]
-        return {name: resize(value, size) for name, value in logits.items()}
+        whole = {name: resize(value, size) for name, value in logits.items()}
+        if size == wanted:
+            return whole
+        return {name: value[..., : wanted[0], : wanted[1]] for name, value in whole.items()}
 
 
 class OnMap(nn.Module):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.networks.encoder import TimmEncoder
@@ -46,24 +45,6 @@ class HRNetOCR(EncoderHead):
     ) -> None:
         trunk = TimmEncoder(encoder, **encoder_options)
         super().__init__(trunk, OCRHead(sum(trunk.channels), num_classes, hidden, key_channels))
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Return the logits at the size of the image.
-
-        Args:
-            image: (B, 3, H, W) float, normalised with `mean` and `std`.
-
-        Returns:
-            (B, C, H, W) logits `out`, and in training mode `aux`.
-        """
-        # HRNet adds maps of neighbouring strides. Their sizes agree only where the size of the
-        # image is a multiple of the deepest stride, so the image is padded and the logits cropped.
-        height, width = image.shape[-2:]
-        stride = max(self.encoder.reductions)
-        border = (0, -width % stride, 0, -height % stride)
-        padded = F.pad(image, border, mode="replicate") if any(border) else image
-        logits = super().forward(padded)
-        return {name: value[..., :height, :width] for name, value in logits.items()}
 
 
 class OCRHead(nn.Module):

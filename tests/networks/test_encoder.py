@@ -135,9 +135,6 @@ def test_unknown_name_without_a_neighbour_suggests_nothing():
 @pytest.mark.parametrize(
     ("name", "stride"),
     [
-        ("swin_tiny_patch4_window7_224", 16),
-        ("vgg11", 16),
-        ("hrnet_w18_small", 8),
         ("resnet18", 12),
         ("mobilenetv3_small_050", 12),
     ],
