@@ -90,13 +90,13 @@ def mean_of(total: Tensor, count: Tensor, across_ranks: bool = False, least: flo
     function the same number of times; they exchange two numbers, and no device is waited for.
 
     Args:
-        total: A scalar, the sum of the values.
-        count: A scalar, the number of values or the sum of their weights, without gradient.
+        total: The sum of the values, a scalar, or several sums of one shape.
+        count: The number of values or the sum of their weights, without gradient; as `total`.
         across_ranks: Whether the mean is over the values of all processes.
         least: Smallest divisor, above 0: 1 for numbers, less for weights.
 
     Returns:
-        A scalar; 0 with a zero gradient where `total` and `count` are 0.
+        The shape of `total`; 0 with a zero gradient where `total` and `count` are 0.
 
     Examples:
         >>> mean_of(torch.tensor(6.0), torch.tensor(4)).item()
@@ -109,6 +109,33 @@ def mean_of(total: Tensor, count: Tensor, across_ranks: bool = False, least: flo
     everything = summed[1].clamp(min=least)
     own = total * (world_size() / everything).to(total.dtype)
     return own + ((summed[0] / everything).to(total.dtype) - own).detach()
+
+
+def mean_factors(counts: Tensor, dtype: torch.dtype, across_ranks: bool = False) -> Tensor:
+    """Return the factors that turn the sums of this process into means, before the sums are known.
+
+    With `across_ranks` and R processes the factor is R / sum_r count_r. The average over the
+    processes of their sums times the factor, `mean_of(total * factor, 1, across_ranks)`, is the
+    mean over the values of all processes. All processes must call this function the same number of
+    times.
+
+    Args:
+        counts: Numbers of values of this process, any shape.
+        dtype: The dtype of the factors.
+        across_ranks: Whether the means are over the values of all processes.
+
+    Returns:
+        The shape of `counts`, in `dtype`; 1 for a number of 0.
+
+    Examples:
+        >>> mean_factors(torch.tensor([4, 0]), torch.float32).tolist()
+        [0.25, 1.0]
+    """
+    if not across_ranks or world_size() == 1:
+        return 1 / counts.to(dtype).clamp(min=1)
+    summed = counts.to(torch.float64, copy=True)
+    dist.all_reduce(summed)
+    return (world_size() / summed.clamp(min=1)).to(dtype)
 
 
 def require_mask(values: Tensor, valid: Tensor) -> None:

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_seg.losses.label_gradients import Entries
+from lightning_seg.losses.label_gradients import EdgeKernel, Entries
 
 
 class BoundarySum(torch.autograd.Function):
     """The sum of squares over the entries, from the logits of the S pixels in their windows."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, entries: Entries, kernel: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, entries: Entries, kernel: EdgeKernel) -> Tensor:
         """Return the sum, a scalar; the gradient is computed at once and kept for S pixels."""
         images, classes, rows, columns = logits.shape
+        windows = _windows(entries.pixels, rows, columns, kernel.size // 2)  # (T, N)
         # (B H W,), True at the S pixels in a window of any entry
         touched = torch.zeros(images * rows * columns, dtype=torch.bool, device=logits.device)
-        touched[entries.windows.flatten()] = True
+        touched[windows.flatten()] = True
         places = [torch.nonzero(part)[:, 0] for part in touched.view(images, -1)]
         # (B H W,) positions of the pixels among the S pixels
         compact = touched.cumsum(0) - 1
@@ -33,14 +34,17 @@ class BoundarySum(torch.autograd.Function):
         picked = [part.index_select(1, at) for part, at in zip(flat, places, strict=True)]
         probabilities = torch.cat(picked, 1).softmax(0)  # (C, S)
         # (T, N) -> (T, E) positions in the flattened (C, S)
-        index = compact[entries.windows][:, entries.at]
+        index = compact[windows][:, entries.at]
         index += entries.classes * probabilities.shape[1]
-        difference = probabilities.flatten()[index] - entries.truth
-        error = (kernel @ difference) * entries.masks  # (2, T) @ (T, E) -> (2, E)
+        # (2, T) @ (T, E) -> (2, E)
+        error = kernel.value @ probabilities.flatten()[index] - entries.slopes
+        error *= entries.masks
         if ctx.needs_input_grad[0]:
             # (T, 2) @ (2, E) -> (T, E), added up at each of (C, S)
             gradient = torch.zeros_like(probabilities)
-            gradient.view(-1).index_add_(0, index.flatten(), (kernel.T @ (2 * error)).flatten())
+            gradient.view(-1).index_add_(
+                0, index.flatten(), (kernel.value.T @ (2 * error)).flatten()
+            )
             # through the softmax: p (g - sum_c p_c g_c)
             gradient *= probabilities
             gradient -= probabilities * gradient.sum(0)
@@ -59,3 +63,20 @@ class BoundarySum(torch.autograd.Function):
         for image, at, part in zip(gradient, places, parts, strict=True):
             image.index_copy_(1, at, part)
         return gradient.view(ctx.shape), None, None
+
+
+def _windows(pixels: Tensor, rows: int, columns: int, reach: int) -> Tensor:
+    """Return (T, N) positions of the taps of each pixel's window, with replicated borders.
+
+    Args:
+        pixels: (N,) positions of the pixels in the flattened (B, H, W).
+        rows: The height H.
+        columns: The width W.
+        reach: Half of the side of the window, rounded down.
+    """
+    line, column = pixels // columns, pixels % columns  # (N,) each
+    row = line % rows
+    step = torch.arange(-reach, reach + 1, device=pixels.device)[:, None]
+    high = ((row + step).clamp(0, rows - 1) + (line - row)) * columns
+    wide = (column + step).clamp(0, columns - 1)
+    return (high[:, None] + wide).flatten(0, 1)  # (size, 1, N) + (size, N) -> (T, N)

@@ -1,168 +1,255 @@
-"""The squared gradient of class probabilities at the pixels where no label changes.
+"""The probability gradient loss and the term against false edges in one pass over the image.
 
-This term is not part of the paper on the probability gradient loss. That loss looks at the
-boundaries of the labels alone, and where its weight is large a network also draws outlines that are
-not there. See `lightning_seg.losses.probability_gradient` for the kernel.
+The term is the squared gradient of class probabilities at the pixels where no label changes. It is
+not part of the paper on the probability gradient loss. That loss looks at the boundaries of the
+labels alone, and where its weight is large a network also draws outlines that are not there. See
+`lightning_seg.losses.probability_gradient` for the kernel.
+
+The image is worked on in bands of rows that stay in the cache. The gradients of a band serve both
+terms: they are set to 0 where they do not count, the differences to the labels are put at the
+entries, and the adjoint of the kernel and of the softmax gives the gradient of the logits.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_seg.losses.label_gradients import EdgeKernel, Entries, window_max
+from lightning_seg.losses.band_stencil import Stencil
+from lightning_seg.losses.label_gradients import EdgeKernel, Entries
 
-_BLOCK = 2**18  # probabilities that are worked on at a time, so that they stay in the cache
-
-
-def flat_pixels(
-    labels: Tensor, candidates: Tensor | None, entries: Entries, kernel: EdgeKernel
-) -> Tensor:
-    """Return the pixels that may have an entry and have none.
-
-    Args:
-        labels: (B, H, W) labels as `prepare_labels` returns them, void as -1.
-        candidates: (B, H, W) bool, the pixels that may have entries; None stands for the pixels
-            without void in their window.
-        entries: The entries of the sum over boundaries.
-        kernel: Its size is the side of a window.
-
-    Returns:
-        (B, H, W) bool.
-    """
-    if candidates is None:
-        candidates = window_max((labels < 0).float(), kernel.size) == 0
-    flat = candidates.clone().flatten()
-    flat[entries.pixels[entries.at[entries.counts > 0]]] = False
-    return flat.view_as(labels)
+_BLOCK = 2**18  # probabilities of a band for each thread, so that they stay in the cache
+_ROWS = 16  # least number of rows of a band, of which 4r are also worked on in the bands beside it
 
 
-class FlatSum(torch.autograd.Function):
-    """The sum over the flat pixels of sum_c,d (K_d * P_c)^2, block by block.
+class FoundLabels(NamedTuple):
+    """What the labels say about the pixels."""
 
-    Only probabilities of one block of classes are convolved at a time, and the gradient of the
-    logits, which is computed at once, is all that is kept.
+    flat: Tensor
+    """(B, H, W) bool, the pixels that may have an entry and have none."""
+    known: Tensor | None
+    """(B, H, W) bool, False at pixels in no window that counts, whose logits may be NaN; None where
+    all logits count."""
+    entries: Entries
+    """The entries of the sum over boundaries."""
+
+
+class EdgeMeans(torch.autograd.Function):
+    """The means over the entries and over the flat pixels, with one gradient for both.
+
+    The gradient is computed in the forward pass for upstream gradients in the ratio of 1 to
+    `weight`, and given away in the first backward pass. Where the upstream gradients have another
+    ratio, or in a second backward pass through the same graph, it is computed again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, flat: Tensor, known: Tensor | None, kernel: EdgeKernel
+        ctx: Any,
+        logits: Tensor,
+        labels: FoundLabels,
+        kernel: EdgeKernel,
+        factors: Tensor,
+        weight: float,
     ) -> Tensor:
-        """Return the sum, a scalar.
+        """Return (2,), the sums of squares over the entries and the flat pixels, times factors.
 
         Args:
             ctx: The context of autograd.
             logits: (B, C, H, W), float32 or wider.
-            flat: (B, H, W) bool, the pixels to add up.
-            known: (B, H, W) bool, False at pixels that are in no window of a flat pixel, whose
-                logits may be NaN; None where all logits count.
+            labels: What the labels say about the pixels.
             kernel: The kernel of both directions.
+            factors: (2,) factors of the sums, the reciprocals of their numbers of values.
+            weight: Weight of the second mean in the loss relative to the first, above 0.
         """
-        total, weights = logits.new_zeros(()), flat.to(logits.dtype)
-        gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        step = max(1, _BLOCK // max(1, flat[0].numel()))
-        for image, (values, weight) in enumerate(zip(logits, weights, strict=True)):
-            if known is not None:
-                values = torch.where(known[image], values, 0)
-            probabilities = values.softmax(0)  # (C, H, W)
-            into, inner = gradient[image], torch.zeros_like(weight)
-            for first in range(0, len(values), step):
-                part = slice(first, first + step)
-                total += _squares(probabilities[part], weight, kernel, into[part])
-                inner += (probabilities[part] * into[part]).sum(0)
-            into.sub_(inner).mul_(probabilities)  # through the softmax: p (g - sum_c p_c g_c)
-        ctx.save_for_backward(gradient)
-        return total
+        weights = factors.new_tensor([1.0, weight])
+        sweep = _Sweep(logits, labels, kernel, factors * weights, ctx.needs_input_grad[0])
+        ctx.gradient = sweep.gradient
+        ctx.save_for_backward(logits, factors, labels.flat, labels.known, *labels.entries)
+        ctx.rest = kernel, weight
+        return sweep.sums / weights
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient of the logits, (B, C, H, W)."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0], None, None, None
+        kernel, weight = ctx.rest
+        (upstream,) = outputs  # (2,)
+        gradient: Tensor | None
+        gradient, ctx.gradient = ctx.gradient, None
+        rounding = 8 * torch.finfo(upstream.dtype).eps
+        if gradient is not None and bool(
+            torch.isclose(upstream[1], upstream[0] * weight, rtol=rounding, atol=0.0)
+        ):
+            return gradient.mul_(upstream[0]), None, None, None, None
+        logits, factors, flat, known, *entries = ctx.saved_tensors
+        labels = FoundLabels(flat, known, Entries(*entries))
+        del gradient
+        sweep = _Sweep(logits, labels, kernel, factors * upstream, True)
+        assert sweep.gradient is not None
+        return sweep.gradient, None, None, None, None
 
 
-def _squares(maps: Tensor, weight: Tensor, kernel: EdgeKernel, into: Tensor) -> Tensor:
-    """Return the sum of squared gradients of maps; write its gradient.
+class _Sweep:
+    """One pass over all bands: the scaled sums of squares, and the gradient of their sum.
 
     Args:
-        maps: (N, H, W).
-        weight: (H, W), 1 at the pixels that count and 0 elsewhere.
+        logits: (B, C, H, W), float32 or wider.
+        labels: What the labels say about the pixels.
         kernel: The kernel of both directions.
-        into: (N, H, W), overwritten with the gradient.
-
-    Returns:
-        A scalar.
+        scales: (2,) factors of the sums over the entries and over the flat pixels.
+        differentiate: Whether the gradient is computed.
     """
-    reach = kernel.size // 2
-    # the kernel's factor is left out until the end, so that its first tap is 1
-    taps, factor = _taps(kernel)
-    padded = F.pad(maps[None], [reach] * 4, mode="replicate")[0]  # (N, H + 2r, W + 2r)
-    # slopes with a border of zeros, twice as wide, because the adjoint reaches into the border
-    slopes = F.pad(torch.empty_like(maps), [2 * reach] * 4)
-    inside = slopes[:, 2 * reach : -2 * reach, 2 * reach : -2 * reach]  # (N, H, W)
-    total, adjoints = maps.new_zeros(()), []
-    for vertical in (False, True):
-        slope = _correlate(padded, taps, vertical).mul_(weight)  # (N, H, W)
-        total += torch.linalg.vector_norm(slope).square()
-        inside.copy_(slope)
-        # The kernel is odd: the adjoint of a correlation with it is the negative correlation.
-        adjoints.append(_correlate(slopes, taps, vertical))
-    back = adjoints[0].add_(adjoints[1])  # (N, H + 2r, W + 2r)
-    # what fell on the replicated borders belongs to the pixels that were replicated
-    for dim in (1, 2):
-        size = maps.shape[dim]
-        middle = back.narrow(dim, reach, size)
-        first, last = middle.narrow(dim, 0, 1), middle.narrow(dim, size - 1, 1)
-        first += back.narrow(dim, 0, reach).sum(dim, keepdim=True)
-        last += back.narrow(dim, reach + size, reach).sum(dim, keepdim=True)
-        back = middle
-    torch.mul(back, -2 * factor**2, out=into)
-    return total * factor**2
 
+    def __init__(
+        self,
+        logits: Tensor,
+        labels: FoundLabels,
+        kernel: EdgeKernel,
+        scales: Tensor,
+        differentiate: bool,
+    ) -> None:
+        self.logits, self.labels, self.scales = logits, labels, scales
+        self.sums = scales.new_zeros(2)
+        """(2,), the sums of squares times `scales`."""
+        self.gradient = (
+            torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+            if differentiate
+            else None
+        )
+        """(B, C, H, W), the gradient of the sum of `sums`."""
+        images, classes, rows, columns = logits.shape
+        reach = self.reach = kernel.size // 2
+        self.wide = columns + 2 * reach
+        self.stencil = Stencil(kernel, classes * self.wide)
+        space = _BLOCK * torch.get_num_threads() if logits.device.type == "cpu" else logits.numel()
+        step = max(_ROWS, space // max(1, self.stencil.stride)) - 4 * reach
+        self.step = max(1, min(step, rows))
+        # (B, H + 4r, W + 2r), the factors of each pixel's gradients, 0 outside the image
+        weights = labels.flat * (2 * self.stencil.norm * scales[1])
+        self.weights = F.pad(weights, [reach, reach, 2 * reach, 2 * reach])
+        self.length = (self.step + 4 * reach) * self.stencil.stride + 2 * reach
+        self.buffers = logits.new_zeros(5, self.length)
+        self._place_entries(images, rows, columns)
+        for image in range(images):
+            for first in range(0, rows, self.step):
+                self._visit(image, first, min(rows, first + self.step))
 
-def _taps(kernel: EdgeKernel) -> tuple[list[list[float]], float]:
-    """Return the taps of a quarter of the kernel, divided by the first one, and the first one.
+    def _place_entries(self, images: int, rows: int, columns: int) -> None:
+        """Find the places of the entries in a buffer, and the entries of each line."""
+        entries, reach = self.labels.entries, self.reach
+        pixels = entries.pixels[entries.at]  # (E,), rising
+        lines = pixels // columns
+        # (E,) places if the first line of the first image were the first row of the buffer
+        self.places = pixels + entries.classes * self.wide + 2 * reach
+        self.places += lines * (self.stencil.stride - columns)
+        every = torch.arange(images * rows + 1, device=lines.device)
+        self.starts: list[int] = torch.searchsorted(lines, every).tolist()
 
-    The kernel is odd across its edge and even along it. The taps are at [dx - 1][dy].
-    """
-    reach = kernel.size // 2
-    value = kernel.value[0].view(kernel.size, kernel.size).double()
-    quarter = value[reach:, reach + 1 :].T
-    return (quarter / quarter[0, 0]).tolist(), float(quarter[0, 0])
-
-
-def _correlate(maps: Tensor, taps: list[list[float]], vertical: bool) -> Tensor:
-    """Cross-correlate maps with the kernel of one direction by sums of slices.
-
-    Args:
-        maps: (N, H + 2r, W + 2r).
-        taps: The taps of a quarter of the kernel, from `_taps`.
-        vertical: Whether values are compared along the height.
-
-    Returns:
-        (N, H, W).
-    """
-    across, along, reach = (1, 2, len(taps)) if vertical else (2, 1, len(taps))
-    size, length = (maps.shape[dim] - 2 * reach for dim in (across, along))
-    found: Tensor | None = None
-    for dx, (first, *others) in enumerate(taps, start=1):
-        # (N, H + 2r, W) or (N, H, W + 2r): each column of taps takes one difference
-        difference = maps.narrow(across, reach + dx, size) - maps.narrow(across, reach - dx, size)
-        middle = difference.narrow(along, reach, length)
-        found = middle if found is None else found.add_(middle, alpha=first)
-        for dy, tap in enumerate(others, start=1):
-            above = difference.narrow(along, reach + dy, length)
-            pair = above + difference.narrow(along, reach - dy, length)
-            # the first sum makes a tensor of its own, which the others are added to
-            found = (
-                torch.add(found, pair, alpha=tap)
-                if found is middle
-                else found.add_(pair, alpha=tap)
+    def _visit(self, image: int, first: int, last: int) -> None:
+        """Add the sums of rows first to last - 1 of an image, and write their gradient."""
+        reach, stencil = self.reach, self.stencil
+        # the band holds 2r rows more at both ends
+        length = (last - first + 4 * reach) * stencil.stride + 2 * reach
+        buffers = self.buffers[:, :length]
+        values, slopes, weighted = buffers[0], buffers[1:3], buffers[3:]  # (L,), (2, L), (2, L)
+        self._softmax(image, first, last, slopes[0], values)
+        stencil.slopes(values, slopes, weighted)
+        # (2, L) -> (2, n + 2r, C, W + 2r), without the margins
+        inner = slice(stencil.margin, length - stencil.margin)
+        parts = (2, last - first + 2 * reach, -1, self.wide)
+        weights = self.weights[image, first + reach : last + 3 * reach, None]
+        torch.mul(slopes[:, inner].view(parts), weights, out=weighted[:, inner].view(parts))
+        weighted[:, : inner.start] = 0
+        weighted[:, inner.stop :] = 0
+        border = reach * stencil.stride
+        own = slice(inner.start + border, inner.stop - border)
+        for each, other in zip(slopes, weighted, strict=True):
+            self.sums[1] += torch.dot(each[own], other[own]) / 2
+        self._add_entries(image, first, last, slopes, weighted)
+        if self.gradient is not None:
+            into = self.gradient[image, :, first:last].movedim(0, 1)  # (n, C, W)
+            found = stencil.adjoint(weighted, slopes)
+            self._through_softmax(
+                found, values, slopes[1], (first == 0, last == self.logits.shape[2]), into
             )
-    assert found is not None
-    return found
+
+    def _rows(self, band: Tensor) -> Tensor:
+        """Return (rows, C, W + 2r), the rows of an (L,) band."""
+        inside = band[self.reach : len(band) - self.reach]
+        return inside.view(-1, self.logits.shape[1], self.wide)
+
+    def _softmax(self, image: int, first: int, last: int, padded: Tensor, into: Tensor) -> None:
+        """Write the probabilities of a band, with replicated borders, by way of (L,) `padded`."""
+        reach, (rows, columns) = self.reach, self.logits.shape[2:]
+        above, below = max(first - 2 * reach, 0), min(last + 2 * reach, rows)
+        logits = self.logits[image, :, above:below].movedim(0, 1)  # (n, C, W)
+        known = self.labels.known
+        band = self._rows(padded)  # (n + 4r, C, W + 2r)
+        start = above - first + 2 * reach
+        stop = start + below - above
+        inside = band[start:stop, :, reach : reach + columns]
+        if known is None:
+            inside.copy_(logits)
+        else:
+            torch.where(known[image, above:below, None], logits, logits.new_zeros(()), out=inside)
+        band[start:stop, :, :reach] = band[start:stop, :, reach : reach + 1]
+        band[start:stop, :, reach + columns :] = inside[:, :, -1:]
+        band[:start] = band[start]
+        band[stop:] = band[stop - 1]
+        torch.softmax(band, 1, out=self._rows(into))
+        into[len(into) - reach :] = 0
+
+    def _add_entries(
+        self, image: int, first: int, last: int, slopes: Tensor, weighted: Tensor
+    ) -> None:
+        """Add the errors at the entries of a band to the sum and to (2, L) `weighted`."""
+        reach, rows = self.reach, self.logits.shape[2]
+        lines = (max(first - reach, 0), first, last, min(last + reach, rows))
+        start, low, high, stop = (self.starts[image * rows + line] for line in lines)
+        if start == stop:
+            return
+        entries, mixture = self.labels.entries, self.stencil.mixture
+        places = self.places[start:stop] + (2 * reach - first - image * rows) * self.stencil.stride
+        # (2, 2) @ (2, n)
+        error = mixture @ torch.stack([each[places] for each in slopes])
+        error -= entries.slopes[:, start:stop]
+        error *= entries.masks[:, start:stop]
+        self.sums[0] += self.scales[0] * error[:, low - start : high - start].square().sum()
+        for each, change in zip(weighted, mixture.T @ error, strict=True):
+            each.index_add_(0, places, 2 * self.scales[0] * change)
+
+    def _through_softmax(
+        self, found: Tensor, values: Tensor, scratch: Tensor, ends: tuple[bool, bool], into: Tensor
+    ) -> None:
+        """Turn the gradient of a band's probabilities into that of its logits.
+
+        Args:
+            found: (L,) gradient of the probabilities, overwritten.
+            values: (L,) probabilities.
+            scratch: (L,), overwritten.
+            ends: Whether the band holds the first row of the image, and the last one.
+            into: (n, C, W), overwritten with the result.
+        """
+        reach, columns = self.reach, into.shape[2]
+        band = self._rows(found)
+        own = band[2 * reach : -2 * reach]  # (n, C, W + 2r)
+        # what fell on the replicated borders belongs to the pixels that were replicated
+        if ends[0]:
+            own[0] += band[reach : 2 * reach].sum(0)
+        if ends[1]:
+            own[-1] += band[-2 * reach : -reach].sum(0)
+        own[:, :, reach] += own[:, :, :reach].sum(2)
+        own[:, :, -reach - 1] += own[:, :, -reach:].sum(2)
+        # p (g - sum_c p_c g_c)
+        probabilities, products = (
+            self._rows(each)[2 * reach : -2 * reach] for each in (values, scratch)
+        )
+        torch.mul(own, probabilities, out=products)
+        total = products.sum(1, keepdim=True)  # (n, 1, W + 2r)
+        inside = slice(reach, reach + columns)
+        parts = (each[:, :, inside] for each in (products, probabilities, total))
+        torch.addcmul(*parts, value=-1, out=into)

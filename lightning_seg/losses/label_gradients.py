@@ -10,7 +10,6 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 VoidRule = Literal["strict", "reference", "nearest"]
@@ -26,7 +25,9 @@ class EdgeKernel(NamedTuple):
     value: Tensor
     """(2, size^2) values of the horizontal and the vertical direction."""
     integer: Tensor
-    """(2, size^2) values times their smallest common denominator: integers of at most 780."""
+    """(2, size^2) values times `scale`: integers of at most 780."""
+    scale: int
+    """The smallest common denominator of the values, or the sum of positive integers."""
 
     @staticmethod
     def of(size: int, normalize: bool, like: Tensor) -> EdgeKernel:
@@ -48,11 +49,10 @@ class EdgeKernel(NamedTuple):
             for row in squares
             for square, dx in zip(row, reach, strict=True)
         ]
-        integer = torch.tensor(across, device=like.device).view(size, size)
+        integer = torch.tensor(across, dtype=like.dtype, device=like.device).view(size, size)
         integer = torch.stack([integer, integer.T]).flatten(1)  # (size, size) -> (2, size^2)
-        scale = integer[0].clamp(min=0).sum() if normalize else whole
-        integer = integer.to(like.dtype)
-        return EdgeKernel(size, integer / scale, integer)
+        scale = sum(max(each, 0) for each in across) if normalize else whole
+        return EdgeKernel(size, integer / scale, integer, scale)
 
 
 def prepare_labels(
@@ -106,29 +106,34 @@ def _fill(labels: Tensor, reach: int) -> Tensor:
     return filled
 
 
-def window_max(values: Tensor, size: int) -> Tensor:
-    """Return (B, H, W), the largest of (B, H, W) values in the window around each pixel."""
-    along = F.max_pool2d(values[:, None], (1, size), 1, (0, size // 2))
-    return F.max_pool2d(along, (size, 1), 1, (size // 2, 0))[:, 0]
+def without_void(labels: Tensor, size: int) -> Tensor:
+    """Return (B, H, W) bool, the pixels without void (-1) in their window of (B, H, W) labels."""
+    return _extremes(_padded(labels.to(torch.int32), size // 2), size)[0] > VOID
 
 
 class Entries(NamedTuple):
     """The entries of the sum: E pairs of one of N pixels and a class, for both directions."""
 
     pixels: Tensor
-    """(N,) positions of the pixels in the flattened (B, H, W)."""
-    windows: Tensor
-    """(T, N) positions of the T taps of each pixel's window."""
+    """(N,) positions of the pixels in the flattened (B, H, W), rising."""
     at: Tensor
-    """(E,) indices of the pairs' pixels, 0 to N - 1."""
+    """(E,) indices of the pairs' pixels, 0 to N - 1, rising."""
     classes: Tensor
     """(E,) class ids of the pairs."""
-    truth: Tensor
-    """(T, E), 1 where a tap has the class of the pair and 0 elsewhere."""
+    slopes: Tensor
+    """(2, E) gradients of the labels."""
     masks: Tensor
     """(2, E), 1 where the gradient of the labels in a direction is not 0."""
     counts: Tensor
     """(E,) number of directions in which the gradient of the labels is not 0."""
+    candidates: Tensor
+    """(B, H, W) bool, the pixels that may have entries."""
+
+    def boundary(self) -> Tensor:
+        """Return (B, H, W) bool, the pixels that have an entry."""
+        found = torch.zeros_like(self.candidates)
+        found.view(-1)[self.pixels[self.at[self.counts > 0]]] = True
+        return found
 
 
 def find_entries(labels: Tensor, candidates: Tensor | None, kernel: EdgeKernel) -> Entries:
@@ -143,37 +148,89 @@ def find_entries(labels: Tensor, candidates: Tensor | None, kernel: EdgeKernel) 
     Returns:
         The entries of the sum.
     """
-    reach = kernel.size // 2
+    size, reach = kernel.size, kernel.size // 2
     rows, columns = labels.shape[1:]
-    labels = labels.to(torch.int32)
-    values = labels.to(torch.float32)
-    # (B, H, W) largest and smallest label in the window of each pixel
-    highest, lowest = window_max(values, kernel.size), -window_max(-values, kernel.size)
-    several = (highest != lowest) & ((lowest > VOID) if candidates is None else candidates)
-    pixels = torch.nonzero(several.flatten())[:, 0]  # (B, H, W) -> (N,)
-    # (N,) each: the coordinates of the pixels
-    image, row = pixels // (rows * columns), pixels // columns % rows
-    column = pixels % columns
-    step = torch.arange(-reach, reach + 1, device=labels.device)[:, None]
-    high = (row + step).clamp(0, rows - 1) * columns + image * (rows * columns)
-    wide = (column + step).clamp(0, columns - 1)
-    # (size, 1, N) + (size, N) -> (T, N), borders replicated
-    windows = (high[:, None] + wide).flatten(0, 1)
-    held = labels.flatten()[windows]  # (T, N) labels
-    # Find the classes of each window in rising order. Few windows hold more than two, so the
-    # loop goes on with ever fewer windows.
-    top = highest.flatten()[pixels].to(torch.int32)
-    which = torch.arange(len(pixels), device=labels.device)
-    last, rest = torch.full_like(top, VOID), held  # (N,) and (T, N)
-    none = torch.iinfo(torch.int32).max
-    pairs = [(which[:0], last[:0])]
+    padded = _padded(labels.to(torch.int32), reach)  # (B, H + 2r, W + 2r)
+    lowest, highest = _extremes(padded, size)  # (B, H, W) each
+    counted = lowest > VOID if candidates is None else candidates
+    # (B, H, W) -> (N,)
+    pixels = torch.nonzero(((lowest != highest) & counted).flatten())[:, 0]
+    low, high = (each.flatten()[pixels] for each in (lowest, highest))  # (N,) each
+    # (N,) positions of the first taps of the windows in the flattened padded labels
+    line, wide = pixels // columns, columns + 2 * reach
+    first = pixels + 2 * reach * line + line // rows * (2 * reach * wide)
+    taps = [row * wide + column for row in range(size) for column in range(size)]
+    flat = padded.flatten()
+    held = torch.stack([flat[tap:].index_select(0, first) for tap in taps])  # (T, N) labels
+    if candidates is not None:  # void is no class
+        low = torch.where(held > VOID, held, high).amin(0)
+    groups = _classes_held(held, low, high)
+    # Each pixel has its pairs side by side: (N,) numbers of pairs and positions of the first ones.
+    number = torch.ones_like(pixels)
+    for which, _ in groups[1:]:
+        number[which] += 1
+    start = number.cumsum(0) - number
+    total = sum(len(found) for _, found in groups)
+    at = torch.repeat_interleave(number, output_size=total)  # (E,)
+    classes = torch.empty_like(at)
+    whole = kernel.integer.new_empty(2, total)  # (2, E) gradients times the denominator
+    for which, found in groups:
+        places = start[which]
+        start[which] += 1
+        classes[places] = found.long()
+        truth = (held[:, which] == found).to(whole.dtype)  # (T, n)
+        whole[:, places] = kernel.integer @ truth  # (2, T) @ (T, n) -> (2, n)
+    masks = (whole != 0).to(whole.dtype)
+    return Entries(pixels, at, classes, whole / kernel.scale, masks, masks.sum(0), counted)
+
+
+def _classes_held(held: Tensor, low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return the classes of each window as groups of pixels and one class of each pixel.
+
+    Args:
+        held: (T, N) labels of the taps of N windows, void as -1.
+        low: (N,) smallest classes.
+        high: (N,) largest classes.
+
+    Returns:
+        Pairs of (n,) indices of pixels and (n,) class ids. The first holds all pixels.
+    """
+    groups = [(torch.arange(len(low), device=low.device), low)]
+    which = torch.nonzero(high > low)[:, 0]
+    groups.append((which, high[which]))
+    # Few windows hold a third class, so that the search goes on with ever fewer windows.
+    which = torch.nonzero(((held > low) & (held < high)).any(0))[:, 0]
+    last, top, rest = low[which], high[which], held[:, which]
     while len(which):
-        last = torch.where(rest > last, rest, none).amin(0)
-        pairs.append((which, last))
-        more = last < top[which]
-        if not bool(more.all()):
-            which, last, rest = which[more], last[more], rest[:, more]
-    at, classes = (torch.cat(parts) for parts in zip(*pairs, strict=True))  # (E,) each
-    truth = (held[:, at] == classes).to(kernel.integer.dtype)  # (T, N) -> (T, E)
-    masks = (kernel.integer @ truth != 0).to(kernel.integer.dtype)  # (2, T) @ (T, E) -> (2, E)
-    return Entries(pixels, windows, at, classes.long(), truth, masks, masks.sum(0))
+        last = torch.where(rest > last, rest, top).amin(0)  # (n,) the next class in rising order
+        more = last < top
+        which, last, top, rest = which[more], last[more], top[more], rest[:, more]
+        groups.append((which, last))
+    return groups
+
+
+def _padded(labels: Tensor, reach: int) -> Tensor:
+    """Return (B, H + 2r, W + 2r), the (B, H, W) labels with replicated borders."""
+    images, rows, columns = labels.shape
+    padded = labels.new_empty(images, rows + 2 * reach, columns + 2 * reach)
+    padded[:, reach : reach + rows, reach : reach + columns] = labels
+    padded[:, :, :reach] = padded[:, :, reach : reach + 1]
+    padded[:, :, reach + columns :] = padded[:, :, reach + columns - 1 : reach + columns]
+    padded[:, :reach] = padded[:, reach : reach + 1]
+    padded[:, reach + rows :] = padded[:, reach + rows - 1 : reach + rows]
+    return padded
+
+
+def _extremes(padded: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return (B, H, W) smallest and largest values in windows, from (B, H + 2r, W + 2r) values."""
+    found = []
+    for extreme in (torch.minimum, torch.maximum):
+        values = padded
+        for dim in (1, 2):
+            length = padded.shape[dim] - size + 1
+            slices = [values.narrow(dim, offset, length) for offset in range(size)]
+            values = extreme(slices[0], slices[1])
+            for each in slices[2:]:
+                extreme(values, each, out=values)
+        found.append(values)
+    return found[0], found[1]

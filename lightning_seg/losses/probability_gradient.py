@@ -32,15 +32,15 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.losses.boundary_sum import BoundarySum
-from lightning_seg.losses.false_edges import FlatSum, flat_pixels
+from lightning_seg.losses.false_edges import EdgeMeans, FoundLabels
 from lightning_seg.losses.label_gradients import (
     EdgeKernel,
     VoidRule,
     find_entries,
     prepare_labels,
-    window_max,
+    without_void,
 )
-from lightning_seg.numerics import at_least_float32, mean_of, require_fit
+from lightning_seg.numerics import at_least_float32, mean_factors, mean_of, require_fit
 
 
 def probability_gradient_loss(
@@ -132,25 +132,33 @@ def probability_gradient_terms(
     kernel = EdgeKernel.of(kernel_size, normalize, logits)
     # (B, H, W) labels with -1 for void, and the pixels that may have entries
     labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
-    false: tuple[Tensor, Tensor] | None = None
     with torch.autocast(logits.device.type, enabled=False):
         if form == "sparse" or (form == "auto" and logits.device.type == "cpu"):
             entries = find_entries(labels, candidates, kernel)
-            # scalars: the sum of squares over all entries, and the number of entries
-            total: Tensor = BoundarySum.apply(logits, entries, kernel.value)
-            count = entries.counts.sum()
             if false_edges > 0:
-                flat = flat_pixels(labels, candidates, entries, kernel)
                 known = labels >= 0 if candidates is None else None
-                false = FlatSum.apply(logits, flat, known, kernel), flat.sum()
-        else:
-            squares, masks, flat = _dense_squares(logits, labels, candidates, kernel)
-            total, count = (squares * masks).sum(), masks.sum()
-            if false_edges > 0:
-                # where no label changes, the difference of gradients is that of the probabilities
-                false = (squares * flat[:, None, None]).sum(), flat.sum()
-    edges = mean_of(total, count, across_ranks)
-    return edges, None if false is None else mean_of(*false, across_ranks)
+                found = FoundLabels(entries.candidates & ~entries.boundary(), known, entries)
+                return _both_means(logits, found, kernel, false_edges, across_ranks)
+            # scalars: the sum of squares over all entries, and the number of entries
+            total: Tensor = BoundarySum.apply(logits, entries, kernel)
+            return mean_of(total, entries.counts.sum(), across_ranks), None
+        squares, masks, flat = _dense_squares(logits, labels, candidates, kernel)
+        edges = mean_of((squares * masks).sum(), masks.sum(), across_ranks)
+        if false_edges == 0:
+            return edges, None
+        # where no label changes, the difference of gradients is that of the probabilities
+        return edges, mean_of((squares * flat[:, None, None]).sum(), flat.sum(), across_ranks)
+
+
+def _both_means(
+    logits: Tensor, found: FoundLabels, kernel: EdgeKernel, weight: float, across_ranks: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the mean over the entries and the mean over the flat pixels, in one pass."""
+    counts = torch.stack([found.entries.counts.sum(), found.flat.sum()])  # (2,)
+    factors = mean_factors(counts, logits.dtype, across_ranks)
+    own = EdgeMeans.apply(logits, found, kernel, factors, weight)  # (2,)
+    edges, false = mean_of(own, torch.ones_like(counts), across_ranks)
+    return edges, false
 
 
 def boundary_pixels(
@@ -178,10 +186,7 @@ def boundary_pixels(
     _require(kernel_size, void)
     kernel = EdgeKernel.of(kernel_size, False, torch.empty(0, device=target.device))
     labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
-    entries = find_entries(labels, candidates, kernel)
-    boundary = torch.zeros(target.numel(), dtype=torch.bool, device=target.device)
-    boundary[entries.pixels[entries.at[entries.counts > 0]]] = True
-    return boundary.view_as(target)
+    return find_entries(labels, candidates, kernel).boundary()
 
 
 def _require(kernel_size: int, void: str) -> None:
@@ -215,7 +220,7 @@ def _dense_squares(
     if candidates is None:
         # Void pixels are in no window that counts. Zeros keep NaN in their logits from spreading.
         logits = torch.where((labels >= 0)[:, None], logits, 0)
-        candidates = window_max((labels < 0).float(), kernel.size) == 0
+        candidates = without_void(labels, kernel.size)
     # (B, H, W) -> (B, C, H, W), zero vectors at void pixels
     truth = F.one_hot(labels.clamp(min=0), classes).movedim(-1, 1).to(logits.dtype)
     truth = truth * (labels >= 0)[:, None]
@@ -362,7 +367,7 @@ class ProbabilityGradientLoss(nn.Module):
         reach = self.kernel_size // 2
         labels, counted = prepare_labels(target, self.void, self.ignore_index, reach)
         if counted is None:
-            counted = window_max((labels < 0).float(), self.kernel_size) == 0
+            counted = without_void(labels, self.kernel_size)
         maps = at_least_float32(logits).softmax(1)
         squares = maps.new_zeros(2, *target.shape)
         for index in range(maps.shape[1]):

@@ -732,3 +732,68 @@ def test_false_edges_with_any_layout(layout):
     )
     edges, false = loss.terms(logits, target)
     assert edges + false == loss(logits, target)
+
+
+@pytest.mark.parametrize("void", VOID)
+@pytest.mark.parametrize("size", SIZES)
+def test_bands_of_rows_join_without_a_seam(size, void, monkeypatch):
+    logits, target = scene((2, 23, 17), 5, void=0.05)
+    options = {"kernel_size": size, "void": void, "false_edges": 0.7}
+    wanted = value_and_gradient(whole_reference, logits, target, **options)
+    for rows in (1, 2, 5, 22, 23):
+        monkeypatch.setattr("lightning_seg.losses.false_edges._BLOCK", 0)
+        monkeypatch.setattr("lightning_seg.losses.false_edges._ROWS", rows + 4 * (size // 2))
+        found = value_and_gradient(probability_gradient_loss, logits, target, **options)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        single = value_and_gradient(probability_gradient_loss, logits.float(), target, **options)
+        assert single[0].item() == pytest.approx(wanted[0].item(), rel=1e-6)
+        worst = (single[1].double() - wanted[1]).abs().max()
+        assert worst <= 1e-6 * wanted[1].abs().max()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("factors", [(1, 0.7), (3, 2.1), (1, 0), (0, 1), (2, -5)])
+def test_both_terms_may_have_any_factor(form, factors):
+    logits, target = scene(void=0.05)
+    leaf = logits.clone().requires_grad_()
+    terms = ProbabilityGradientLoss(form=form, false_edges=0.7).terms(leaf, target)
+    loss = factors[0] * terms[0] + factors[1] * terms[1]
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    parts = [value_and_gradient(each, logits, target)[1] for each in (reference, flat_reference)]
+    expected = factors[0] * parts[0] + factors[1] * parts[1]
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_a_graph_that_is_kept_gives_the_same_gradient_again(form, weight):
+    logits, target = scene(void=0.05)
+    leaf = logits.clone().requires_grad_()
+    loss = 3 * probability_gradient_loss(leaf, target, form=form, false_edges=weight)
+    first = torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+    kept = first.clone()
+    first.zero_()  # the caller's own
+    second = torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+    (2 * loss).backward()
+    torch.testing.assert_close(second, kept, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(leaf.grad, 2 * kept, rtol=1e-12, atol=1e-14)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_a_second_derivative_is_refused():
+    logits, target = scene(void=0.05)
+    leaf = logits.requires_grad_()
+    for weight in (0.0, 0.7):
+        loss = probability_gradient_loss(leaf, target, false_edges=weight)
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="require grad"):
+            gradient.sum().backward()
+
+
+def test_false_edges_without_a_gradient():
+    logits, target = scene(void=0.05)
+    expected = whole_reference(logits, target, false_edges=0.7)
+    found = probability_gradient_loss(logits, target, false_edges=0.7)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
