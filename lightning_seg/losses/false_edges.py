@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_seg.losses.band_stencil import Stencil
+from lightning_seg.losses.band_stencil import Band, Stencil
 from lightning_seg.losses.label_gradients import EdgeKernel, Entries
 
 _BLOCK = 2**18  # probabilities of a band for each thread, so that they stay in the cache
@@ -122,134 +122,123 @@ class _Sweep:
         )
         """(B, C, H, W), the gradient of the sum of `sums`."""
         images, classes, rows, columns = logits.shape
-        reach = self.reach = kernel.size // 2
-        self.wide = columns + 2 * reach
-        self.stencil = Stencil(kernel, classes * self.wide)
-        space = _BLOCK * torch.get_num_threads() if logits.device.type == "cpu" else logits.numel()
-        step = max(_ROWS, space // max(1, self.stencil.stride)) - 4 * reach
-        self.step = max(1, min(step, rows))
+        self.stencil = Stencil(kernel)
+        reach = self.stencil.reach
+        wide = columns + 2 * reach
         # (B, H + 4r, W + 2r), the factors of each pixel's gradients, 0 outside the image
         weights = labels.flat * (2 * self.stencil.norm * scales[1])
         self.weights = F.pad(weights, [reach, reach, 2 * reach, 2 * reach])
-        self.length = (self.step + 4 * reach) * self.stencil.stride + 2 * reach
-        self.buffers = logits.new_zeros(5, self.length)
-        self._place_entries(images, rows, columns)
+        self._place(classes * wide)
+        space = _BLOCK * torch.get_num_threads() if logits.device.type == "cpu" else logits.numel()
+        step = max(_ROWS, space // max(1, classes * wide)) - 4 * reach
+        step = max(1, min(step, rows))
+        buffers = logits.new_zeros(5, (step + 4 * reach) * classes * wide + 2 * reach)
+        bands = {
+            count: Band(self.stencil, buffers, count, classes, columns)
+            for count in {step, rows % step} - {0}
+        }
         for image in range(images):
-            for first in range(0, rows, self.step):
-                self._visit(image, first, min(rows, first + self.step))
+            for first in range(0, rows, step):
+                last = min(rows, first + step)
+                self._visit(bands[last - first], image, first, last)
 
-    def _place_entries(self, images: int, rows: int, columns: int) -> None:
-        """Find the places of the entries in a buffer, and the entries of each line."""
-        entries, reach = self.labels.entries, self.reach
+    def _place(self, stride: int) -> None:
+        """Find the places of the entries in a band, and the numbers of entries before each line.
+
+        The places are those in a band whose first row is the first row of the first image. Void
+        pixels have rows and columns instead.
+        """
+        entries, reach = self.labels.entries, self.stencil.reach
+        images, _, rows, columns = self.logits.shape
         pixels = entries.pixels[entries.at]  # (E,), rising
         lines = pixels // columns
-        # (E,) places if the first line of the first image were the first row of the buffer
-        self.places = pixels + entries.classes * self.wide + 2 * reach
-        self.places += lines * (self.stencil.stride - columns)
         every = torch.arange(images * rows + 1, device=lines.device)
+        self.places = pixels + entries.classes * (columns + 2 * reach) + 2 * reach
+        self.places += lines * (stride - columns)
         self.starts: list[int] = torch.searchsorted(lines, every).tolist()
+        self.void: tuple[Tensor, Tensor] | None = None
+        if self.labels.known is not None:
+            line, column = torch.nonzero(~self.labels.known.flatten(0, 1)).unbind(1)  # (V,) each
+            self.void = line, column + reach
+            self.void_starts: list[int] = torch.searchsorted(line, every).tolist()
 
-    def _visit(self, image: int, first: int, last: int) -> None:
+    def _visit(self, band: Band, image: int, first: int, last: int) -> None:
         """Add the sums of rows first to last - 1 of an image, and write their gradient."""
-        reach, stencil = self.reach, self.stencil
-        # the band holds 2r rows more at both ends
-        length = (last - first + 4 * reach) * stencil.stride + 2 * reach
-        buffers = self.buffers[:, :length]
-        values, slopes, weighted = buffers[0], buffers[1:3], buffers[3:]  # (L,), (2, L), (2, L)
-        self._softmax(image, first, last, slopes[0], values)
-        stencil.slopes(values, slopes, weighted)
-        # (2, L) -> (2, n + 2r, C, W + 2r), without the margins
-        inner = slice(stencil.margin, length - stencil.margin)
-        parts = (2, last - first + 2 * reach, -1, self.wide)
+        reach = self.stencil.reach
+        self._softmax(band, image, first, last)
+        band.slopes()
         weights = self.weights[image, first + reach : last + 3 * reach, None]
-        torch.mul(slopes[:, inner].view(parts), weights, out=weighted[:, inner].view(parts))
-        weighted[:, : inner.start] = 0
-        weighted[:, inner.stop :] = 0
-        border = reach * stencil.stride
-        own = slice(inner.start + border, inner.stop - border)
-        for each, other in zip(slopes, weighted, strict=True):
-            self.sums[1] += torch.dot(each[own], other[own]) / 2
-        self._add_entries(image, first, last, slopes, weighted)
+        torch.mul(band.inner_maps, weights, out=band.inner_weighted)
+        band.clear_margins()
+        for each, other in band.pairs:
+            self.sums[1] += torch.dot(each, other) / 2
+        self._add_entries(band, image, first, last)
         if self.gradient is not None:
-            into = self.gradient[image, :, first:last].movedim(0, 1)  # (n, C, W)
-            found = stencil.adjoint(weighted, slopes)
-            self._through_softmax(
-                found, values, slopes[1], (first == 0, last == self.logits.shape[2]), into
-            )
+            band.adjoint()
+            ends = first == 0, last == self.logits.shape[2]
+            self._through_softmax(band, ends, self.gradient[image, :, first:last].movedim(0, 1))
 
-    def _rows(self, band: Tensor) -> Tensor:
-        """Return (rows, C, W + 2r), the rows of an (L,) band."""
-        inside = band[self.reach : len(band) - self.reach]
-        return inside.view(-1, self.logits.shape[1], self.wide)
-
-    def _softmax(self, image: int, first: int, last: int, padded: Tensor, into: Tensor) -> None:
-        """Write the probabilities of a band, with replicated borders, by way of (L,) `padded`."""
-        reach, (rows, columns) = self.reach, self.logits.shape[2:]
+    def _softmax(self, band: Band, image: int, first: int, last: int) -> None:
+        """Write the probabilities of a band, with replicated borders."""
+        reach, (rows, columns) = self.stencil.reach, self.logits.shape[2:]
         above, below = max(first - 2 * reach, 0), min(last + 2 * reach, rows)
-        logits = self.logits[image, :, above:below].movedim(0, 1)  # (n, C, W)
-        known = self.labels.known
-        band = self._rows(padded)  # (n + 4r, C, W + 2r)
         start = above - first + 2 * reach
         stop = start + below - above
-        inside = band[start:stop, :, reach : reach + columns]
-        if known is None:
-            inside.copy_(logits)
-        else:
-            torch.where(known[image, above:below, None], logits, logits.new_zeros(()), out=inside)
-        band[start:stop, :, :reach] = band[start:stop, :, reach : reach + 1]
-        band[start:stop, :, reach + columns :] = inside[:, :, -1:]
-        band[:start] = band[start]
-        band[stop:] = band[stop - 1]
-        torch.softmax(band, 1, out=self._rows(into))
-        into[len(into) - reach :] = 0
+        padded = band.padded  # (n + 4r, C, W + 2r)
+        inside = padded[start:stop, :, reach : reach + columns]
+        inside.copy_(self.logits[image, :, above:below].movedim(0, 1))  # (C, n, W)
+        if self.void is not None:
+            low, high = (self.void_starts[image * rows + line] for line in (above, below))
+            if low < high:
+                line, column = (each[low:high] for each in self.void)
+                # (n, C, W + 2r) -> (n, W + 2r, C)
+                padded.movedim(1, 2)[line + (start - above - image * rows), column] = 0
+        padded[start:stop, :, :reach] = inside[:, :, :1]
+        padded[start:stop, :, reach + columns :] = inside[:, :, -1:]
+        if start > 0:
+            padded[:start] = padded[start]
+        if stop < len(padded):
+            padded[stop:] = padded[stop - 1]
+        torch.softmax(padded, 1, out=band.probabilities)
 
-    def _add_entries(
-        self, image: int, first: int, last: int, slopes: Tensor, weighted: Tensor
-    ) -> None:
-        """Add the errors at the entries of a band to the sum and to (2, L) `weighted`."""
-        reach, rows = self.reach, self.logits.shape[2]
+    def _add_entries(self, band: Band, image: int, first: int, last: int) -> None:
+        """Add the errors at the entries of a band to the sum and to the weighted maps."""
+        reach, rows = self.stencil.reach, self.logits.shape[2]
         lines = (max(first - reach, 0), first, last, min(last + reach, rows))
         start, low, high, stop = (self.starts[image * rows + line] for line in lines)
         if start == stop:
             return
         entries, mixture = self.labels.entries, self.stencil.mixture
-        places = self.places[start:stop] + (2 * reach - first - image * rows) * self.stencil.stride
+        places = self.places[start:stop] + (2 * reach - first - image * rows) * band.stride
         # (2, 2) @ (2, n)
-        error = mixture @ torch.stack([each[places] for each in slopes])
+        error = mixture @ torch.stack([each[places] for each in band.maps])
         error -= entries.slopes[:, start:stop]
         error *= entries.masks[:, start:stop]
         self.sums[0] += self.scales[0] * error[:, low - start : high - start].square().sum()
-        for each, change in zip(weighted, mixture.T @ error, strict=True):
-            each.index_add_(0, places, 2 * self.scales[0] * change)
+        changes = (2 * self.scales[0] * mixture.T) @ error
+        for each, change in zip(band.weighted, changes, strict=True):
+            each.index_add_(0, places, change)
 
-    def _through_softmax(
-        self, found: Tensor, values: Tensor, scratch: Tensor, ends: tuple[bool, bool], into: Tensor
-    ) -> None:
+    def _through_softmax(self, band: Band, ends: tuple[bool, bool], into: Tensor) -> None:
         """Turn the gradient of a band's probabilities into that of its logits.
 
         Args:
-            found: (L,) gradient of the probabilities, overwritten.
-            values: (L,) probabilities.
-            scratch: (L,), overwritten.
+            band: The band, of which the adjoint was taken.
             ends: Whether the band holds the first row of the image, and the last one.
             into: (n, C, W), overwritten with the result.
         """
-        reach, columns = self.reach, into.shape[2]
-        band = self._rows(found)
-        own = band[2 * reach : -2 * reach]  # (n, C, W + 2r)
+        reach, columns = self.stencil.reach, into.shape[2]
+        found, own = band.found, band.own_found  # (n + 4r, C, W + 2r), (n, C, W + 2r)
         # what fell on the replicated borders belongs to the pixels that were replicated
         if ends[0]:
-            own[0] += band[reach : 2 * reach].sum(0)
+            own[0] += found[reach : 2 * reach].sum(0)
         if ends[1]:
-            own[-1] += band[-2 * reach : -reach].sum(0)
+            own[-1] += found[-2 * reach : -reach].sum(0)
         own[:, :, reach] += own[:, :, :reach].sum(2)
         own[:, :, -reach - 1] += own[:, :, -reach:].sum(2)
         # p (g - sum_c p_c g_c)
-        probabilities, products = (
-            self._rows(each)[2 * reach : -2 * reach] for each in (values, scratch)
-        )
-        torch.mul(own, probabilities, out=products)
-        total = products.sum(1, keepdim=True)  # (n, 1, W + 2r)
+        torch.mul(own, band.own_probabilities, out=band.own_products)
+        total = band.own_products.sum(1, keepdim=True)  # (n, 1, W + 2r)
         inside = slice(reach, reach + columns)
-        parts = (each[:, :, inside] for each in (products, probabilities, total))
+        parts = (each[:, :, inside] for each in (band.own_products, band.own_probabilities, total))
         torch.addcmul(*parts, value=-1, out=into)
