@@ -1,6 +1,6 @@
 """Measure time and memory of the losses against cross-entropy, forward and backward.
 
-    python benchmarks/losses.py [--rounds 9] [--device cpu] [--threads 2]
+    python benchmarks/losses.py [--rounds 9] [--device cpu] [--threads 2] [--only CPG]
 
 All losses run in one process, alternating in every round. The label maps are crops of CamVid where
 the data set is beside the repository, and synthetic scenes elsewhere. The table shows the median
@@ -31,7 +31,7 @@ from datamodules.augmenting.steps import Augmentation
 from lightning_seg.losses import loss_max_pooling, probability_gradient_loss
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
-SHAPES = ((4, 21, 321), (8, 19, 512))
+SHAPES = ((4, 21, 321), (2, 19, 512), (8, 19, 512))
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -57,6 +57,13 @@ def losses(classes: int) -> dict[str, Loss]:
         "CPG, size 3": partial(probability_gradient_loss, kernel_size=3),
         "CPG, size 5": partial(probability_gradient_loss, kernel_size=5),
         "CPG, size 7": partial(probability_gradient_loss, kernel_size=7),
+        "CPG + false edges, size 3": partial(probability_gradient_loss, false_edges=1.0),
+        "CPG + false edges, size 5": partial(
+            probability_gradient_loss, kernel_size=5, false_edges=1.0
+        ),
+        "CPG + false edges, size 7": partial(
+            probability_gradient_loss, kernel_size=7, false_edges=1.0
+        ),
         "CPG, size 3, dense": partial(probability_gradient_loss, kernel_size=3, form="dense"),
     }
 
@@ -113,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="a part of the names of losses to compare")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for batch, classes, side in SHAPES:
@@ -120,7 +128,11 @@ def main() -> None:
         logits = 2 * torch.randn(batch, classes, side, side, device=options.device)
         logits.requires_grad_()
         target = label_maps(batch, side).to(options.device)
-        compared = losses(classes)
+        compared = {
+            name: loss
+            for name, loss in losses(classes).items()
+            if options.only in name or name == "F.cross_entropy"
+        }
         for loss in compared.values():
             once(loss, logits, target)
         rounds = [

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from lightning_seg.losses.band_stencil import Band, Stencil
 from lightning_seg.losses.label_gradients import EdgeKernel, Entries
 
-_BLOCK = 2**18  # probabilities of a band for each thread, so that they stay in the cache
-_ROWS = 16  # least number of rows of a band, of which 4r are also worked on in the bands beside it
+_BLOCK = 2**19  # probabilities of a band for each thread, few so that they stay in the cache
+_ROWS = 16  # least rows of a band in units of r; 4r more rows are worked on than have results
 
 
 class FoundLabels(NamedTuple):
@@ -130,7 +130,7 @@ class _Sweep:
         self.weights = F.pad(weights, [reach, reach, 2 * reach, 2 * reach])
         self._place(classes * wide)
         space = _BLOCK * torch.get_num_threads() if logits.device.type == "cpu" else logits.numel()
-        step = max(_ROWS, space // max(1, classes * wide)) - 4 * reach
+        step = max(_ROWS * reach, space // max(1, classes * wide) - 4 * reach)
         step = max(1, min(step, rows))
         buffers = logits.new_zeros(5, (step + 4 * reach) * classes * wide + 2 * reach)
         bands = {
