@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from lightning_seg.losses.band_stencil import Band, Stencil
 from lightning_seg.losses.label_gradients import EdgeKernel, Entries
 
-_BLOCK = 2**19  # probabilities of a band for each thread, few so that they stay in the cache
-_ROWS = 16  # least rows of a band in units of r; 4r more rows are worked on than have results
+_BLOCK = 2**19  # probabilities of a band for each thread, over r, which stay near the processor
+_ROWS = 24  # least rows of a band; 4r more rows are worked on than have results
 
 
 class FoundLabels(NamedTuple):
@@ -84,7 +84,9 @@ class EdgeMeans(torch.autograd.Function):
         if gradient is not None and bool(
             torch.isclose(upstream[1], upstream[0] * weight, rtol=rounding, atol=0.0)
         ):
-            return gradient.mul_(upstream[0]), None, None, None, None
+            if upstream[0] != 1:
+                gradient *= upstream[0]
+            return gradient, None, None, None, None
         logits, factors, flat, known, *entries = ctx.saved_tensors
         labels = FoundLabels(flat, known, Entries(*entries))
         del gradient
@@ -129,8 +131,9 @@ class _Sweep:
         weights = labels.flat * (2 * self.stencil.norm * scales[1])
         self.weights = F.pad(weights, [reach, reach, 2 * reach, 2 * reach])
         self._place(classes * wide)
-        space = _BLOCK * torch.get_num_threads() if logits.device.type == "cpu" else logits.numel()
-        step = max(_ROWS * reach, space // max(1, classes * wide) - 4 * reach)
+        on_cpu = logits.device.type == "cpu"
+        space = _BLOCK * torch.get_num_threads() // reach if on_cpu else logits.numel()
+        step = max(_ROWS, space // max(1, classes * wide) - 4 * reach)
         step = max(1, min(step, rows))
         buffers = logits.new_zeros(5, (step + 4 * reach) * classes * wide + 2 * reach)
         bands = {

@@ -741,7 +741,7 @@ def test_bands_of_rows_join_without_a_seam(size, void, monkeypatch):
     options = {"kernel_size": size, "void": void, "false_edges": 0.7}
     wanted = value_and_gradient(whole_reference, logits, target, **options)
     monkeypatch.setattr("lightning_seg.losses.false_edges._BLOCK", 0)
-    for rows in (1, 2, 5, 7, 22, 23):  # in units of half the kernel
+    for rows in (1, 2, 5, 22, 23):
         monkeypatch.setattr("lightning_seg.losses.false_edges._ROWS", rows)
         found = value_and_gradient(probability_gradient_loss, logits, target, **options)
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
