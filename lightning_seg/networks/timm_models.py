@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
@@ -34,7 +33,7 @@ def build(
         out_indices: Indices of the feature maps to return; None returns all maps. A number spreads
             them over the blocks of a plain vision transformer, and returns all maps of others.
         output_stride: Input pixels per pixel of the deepest map: 8, 16 or 32. Families without
-            dilated stages keep their own stride, and a line reports it.
+            dilated stages keep their own stride.
         pretrained: Download the weights from the model hub.
         options: Further keyword arguments of `timm.create_model`.
 
@@ -106,11 +105,6 @@ def _first_that_works(name: str, stride: int, pretrained: bool, given: dict[str,
                 raise
             refused = error
             continue
-        if stride != 32 and "output_stride" not in more:
-            rank_zero_info(
-                f"encoder {name} has no dilated stages: its deepest map has stride "
-                f"{model.feature_info.reduction()[-1]}, and output_stride {stride} is not used"
-            )
         return model
     assert refused is not None
     raise refused

@@ -301,8 +301,9 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         count = sum(weight.numel() for weight in self.network.parameters())
         rank_zero_info(f"{type(self.network).__name__} has {count:,} weights")
         for part in self.network.modules():
-            if isinstance(part, TimmEncoder) and part.origin is not None:
-                rank_zero_info(part.origin)
+            if isinstance(part, TimmEncoder):
+                for line in filter(None, (part.origin, part.stride_note)):
+                    rank_zero_info(line)
         if self.input_mode != (self._trained_input_mode() or self.input_mode):
             rank_zero_info(
                 f"the encoder was trained on {self._trained_input_mode()} images and now sees "
