@@ -19,8 +19,6 @@ WORDS = [*SMALL_WORDS, "--model=CPGModule"]
 
 
 def module(kind=CPGModule, **options):
-    if kind is CPGModule:
-        options = {"false_edges": 0.0, **options}  # the paper's loss, unless a test asks for more
     return tiny(kind, **options)
 
 
