@@ -188,7 +188,8 @@ def boundary_pixels(
     _require(kernel_size, void)
     kernel = EdgeKernel.of(kernel_size, False, torch.empty(0, device=target.device))
     labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
-    return find_entries(labels, candidates, kernel).boundary()
+    with torch.autocast(target.device.type, enabled=False):  # which would round the integers
+        return find_entries(labels, candidates, kernel).boundary()
 
 
 def _require(kernel_size: int, void: str) -> None:

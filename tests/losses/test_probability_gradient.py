@@ -494,6 +494,15 @@ def test_boundary_pixels_are_those_of_the_entries(size, void):
         assert torch.equal(module.boundary(target), expected)
 
 
+@pytest.mark.parametrize("void", VOID)
+@pytest.mark.parametrize("size", SIZES)
+def test_boundary_pixels_do_not_depend_on_autocast(size, void):
+    _, target = scene(void=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = boundary_pixels(target, size, void)
+    assert torch.equal(found, boundary_pixels(target, size, void))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_a_cancelling_window_is_no_boundary(size):
     """A chessboard and crossing stripes: windows of several classes whose gradients are all 0."""
