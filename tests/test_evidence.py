@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
-import sys
 
 import numpy as np
 import pytest
 import yaml
-from places import ROOT
+from benchmark_scripts import script
 from scipy import stats
 
 import cli
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 script("small_copies")  # which the scripts below import, as from their own folder
 evidence_table, evidence = script("evidence_table"), script("evidence")
