@@ -251,7 +251,7 @@ def test_every_piece_stands_in_a_command_of_the_methods_pages() -> None:
     assert used == VALUES.keys() | CHANGES
 
 
-def test_a_network_piece_behind_another_piece_takes_no_argument_of_its_network() -> None:
+def test_a_network_piece_after_another_piece_takes_no_argument_of_its_network() -> None:
     """So that a recipe with another network of its paper is not a mixture of both.
 
     A piece therefore names every argument of its class that some piece names.

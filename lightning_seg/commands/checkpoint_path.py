@@ -44,20 +44,21 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
         return None
     if given is None and was_requeued():
         rank_zero_info("the job was requeued: it goes on from its last checkpoint, if there is one")
-        found = newest_whole(_last_of_job(trainer))
-        if found is not None:
-            rank_zero_info(f"the training goes on from {found}")
-        return None if found is None else str(found)
+        return _going_on(newest_whole(_last_of_job(trainer)))
     if given == "auto" and verb == "fit":
-        found = newest("last", trainer)
-        if found is not None:
-            rank_zero_info(f"the training goes on from {found}")
-        return None if found is None else str(found)
+        return _going_on(newest("last", trainer))
     if given in ("best", "last"):
         return str(_required(given, trainer))
     if given is None and not getattr(trainer, "fast_dev_run", False):
         _require_no_earlier_run(trainer)
     return given
+
+
+def _going_on(checkpoint: Path | None) -> str | None:
+    if checkpoint is None:
+        return None
+    rank_zero_info(f"the training goes on from {checkpoint}")
+    return str(checkpoint)
 
 
 def starts_again(options: Mapping[str, Any]) -> bool:

@@ -99,15 +99,21 @@ def _first_that_works(name: str, stride: int, pretrained: bool, given: dict[str,
         try:
             model: Any = timm.create_model(name, **words)
         except (AssertionError, TypeError, NotImplementedError, RuntimeError) as error:
-            if not any(option in str(error) for option in more) and not (
-                "output_stride" in more and isinstance(error, (AssertionError, NotImplementedError))
-            ):
+            if not _refuses(error, more):
                 raise
             refused = error
-            continue
-        return model
+        else:
+            return model
     assert refused is not None
     raise refused
+
+
+def _refuses(error: Exception, tried: dict[str, Any]) -> bool:
+    """Return whether an error is about options that were tried, and not about the user's own."""
+    if any(option in str(error) for option in tried):
+        return True
+    # some families refuse a stride without naming it
+    return "output_stride" in tried and isinstance(error, (AssertionError, NotImplementedError))
 
 
 def _spread(model: Any, count: int) -> None:

@@ -71,17 +71,13 @@ def shard(network: nn.Module, strategy: ShardedStrategy, mesh: DeviceMesh) -> nn
 def _blocks(module: nn.Module, least: int) -> Iterator[nn.Module]:
     """Yield the modules below a module that have so many weights, children first."""
     for child in module.children():
-        # Lists and dicts of modules are never called themselves, and single layers may be passed
-        # by, as the projection of an attention is.
-        called = not isinstance(child, (nn.ModuleList, nn.ModuleDict)) or _has_forward(child)
         if sum(weight.numel() for weight in child.parameters()) >= least:
             yield from _blocks(child, least)
+            # Lists and dicts of modules have no forward and are never called. Single layers may be
+            # passed by, as the projection of an attention is.
+            called = type(child).forward is not nn.Module.forward
             if called and next(child.children(), None) is not None:
                 yield child
-
-
-def _has_forward(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
 
 
 def whole_tensors(module: nn.Module) -> dict[str, Tensor]:
