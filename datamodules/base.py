@@ -14,7 +14,7 @@ from datamodules.augmenting.patches import PatchMixer
 from datamodules.augmenting.steps import Augmentation, StrongView
 from datamodules.augmenting.transforms import Step
 from datamodules.errors import DataError
-from datamodules.images import ImageDataModule, Split, at_least
+from datamodules.images import ImageDataModule, Split
 from datamodules.loading.dataset import Failing, SegmentationDataset
 from datamodules.loading.loaders import GroupedLoader, Stream, share_workers
 from datamodules.loading.patch_dataset import PatchDataset, collate_patches
@@ -26,6 +26,7 @@ from datamodules.loading.streams import (
     Examples,
     Loaders,
 )
+from datamodules.option_checks import at_least
 from datamodules.reading.files import find_images
 from datamodules.reading.sources import FileSource, Source, Subset
 from datamodules.selection.class_pixels import class_pixels
@@ -121,7 +122,8 @@ class SegmentationDataModule(ImageDataModule, ABC):
             if unlabeled_augmentation is None
             else self._augmentation(unlabeled_augmentation, "unlabeled_augmentation")
         )
-        self.strong = None if strong_augmentation is None else StrongView(strong_augmentation)
+        strong = strong_augmentation
+        self.strong = None if strong is None else StrongView(strong, self.channels)
         self.unlabeled_masks = unlabeled_masks
         self.patches = patches
         self.split: LabelSplit | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -23,13 +22,13 @@ from datamodules.loading.dataset import Failing, OnBadSample, SegmentationDatase
 from datamodules.loading.loaders import Stream, cores, end_workers
 from datamodules.loading.shards import UnlabeledShards
 from datamodules.loading.streams import Examples, Loaders, Rank, follow
+from datamodules.option_checks import at_least, checked_range, require_channel_options, within
 from datamodules.reading.cache import DecodedCache
 from datamodules.reading.color_maps import class_names
 from datamodules.reading.decoding import Reading, image_size, require_known_range, unstated_ranges
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.samples import MAX_PIXELS
 from datamodules.reading.sources import FileSource, Source, configure, files, spread
-from lightning_seg.errors import require_range
 from lightning_seg.signatures import ExplicitSignature
 
 Split = Literal["train", "val", "test"]
@@ -42,11 +41,11 @@ _EVALUATED: dict[str, Split] = {"fit": "val", "validate": "val", "test": "test"}
 class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
     """Loaders of images, with what data modules with and without labels have in common.
 
-    A batch is a dict of `image` (B, 3, H, W) uint8 RGB, `id`, a list of B names, and `mask`
-    (B, H, W) int64 class ids where the images have labels. Training images are augmented and come
-    in a new order in every epoch; their batches also have `valid` (B, H, W) bool, False where
-    padding is. Validation, test and prediction read every image whole and once, on any number of
-    processes.
+    A batch is a dict of `image` (B, 3, H, W) uint8 RGB, or as `channels` says, of `id`, a list of B
+    names, and of `mask` (B, H, W) int64 class ids where the images have labels. Training images are
+    augmented and come in a new order in every epoch; their batches also have `valid` (B, H, W)
+    bool, False where padding is. Validation, test and prediction read every image whole and once,
+    on any number of processes.
 
     Args:
         batch_size: Training images per device and step, at least 1.
@@ -77,6 +76,15 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
             hold less than half of it.
         max_pixels: Largest height x width of an image, at least 1; default chosen here, 3 GB of
             memory.
+        channels: Number of channels of the images: 3 for RGB, 1 for grey values, another number for
+            all channels of TIFF files (extra `tiff`), which are the last axis, the first axis, or
+            pages. Images that are not RGB are uint8 where files have 8 bits a channel, and
+            fractions of `image_range` elsewhere.
+        image_mean: Mean of each channel, in [0, 1], by which images are normalised; None takes that
+            of the network. The command `check` measures it.
+        image_std: Standard deviation of each channel, above 0; None takes that of the network.
+        picture_channels: The channels, from 0, that pictures show as red, green and blue, or a
+            single one that they show in grey; None shows the first three, or the only one.
 
     Attributes:
         ignore_index: Class id of void pixels, 255.
@@ -112,8 +120,17 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         on_bad_sample: OnBadSample = "raise",
         image_range: tuple[float, float] | None = None,
         max_pixels: int = MAX_PIXELS,
+        channels: int = 3,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        picture_channels: list[int] | None = None,
     ) -> None:
         super().__init__()
+        require_channel_options(channels, image_mean, image_std, picture_channels)
+        self.channels = channels
+        self.image_mean = image_mean
+        self.image_std = image_std
+        self.picture_channels = picture_channels
         within(1, MAX_BATCH, batch_size=batch_size, val_batch_size=val_batch_size)
         at_least(1, iterations_per_epoch=iterations_per_epoch, max_pixels=max_pixels)
         within(0, MAX_WORKERS, num_workers=num_workers)
@@ -129,7 +146,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         self.iterations_per_epoch = iterations_per_epoch
         self.cache = None if cache is None else DecodedCache(Path(cache).expanduser())
         self.on_bad_sample = on_bad_sample
-        self.reading = Reading(_checked_range(image_range), max_pixels)
+        self.reading = Reading(checked_range(image_range), max_pixels, channels)
         self._sources: dict[str, Source] = {}
         self._open: list[Callable[[], None]] = []
 
@@ -332,7 +349,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         augmentation: Augmentation | None = None,
         strong: StrongView | None = None,
     ) -> Examples:
-        return SegmentationDataset(source, augmentation, strong, on_bad_sample)
+        return SegmentationDataset(source, augmentation, strong, on_bad_sample, self.channels)
 
     def _loaders(self) -> Loaders:
         return Loaders(self.seed, self._rank(), collate)
@@ -341,7 +358,9 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         return Rank.of(self.trainer)
 
     def _augmentation(self, steps: str | list[Step], option: str) -> Augmentation:
-        return Augmentation(steps, self.crop_size, self.scale, self.default_scale, option)
+        return Augmentation(
+            steps, self.crop_size, self.scale, self.default_scale, option, self.channels
+        )
 
     def teardown(self, stage: str) -> None:
         """End the loader processes."""
@@ -354,29 +373,5 @@ def _sizes(source: FileSource) -> set[tuple[int, int]]:
     sizes = set()
     for path in source.images.values():
         with contextlib.suppress(DataError):
-            sizes.add(image_size(path))
+            sizes.add(image_size(path, source.reading.channels))
     return sizes
-
-
-def _checked_range(image_range: tuple[float, float] | None) -> tuple[float, float] | None:
-    if image_range is None:
-        return None
-    low, high = image_range
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise DataError(
-            f"image_range must be black < white, such as [0, 4095], not {[low, high]}",
-            option="image_range",
-        )
-    return float(low), float(high)
-
-
-def within(low: int, high: int, **options: int | None) -> None:
-    """Raise `DataError` for an option outside [low, high]; None stands for a default."""
-    given = {name: value for name, value in options.items() if value is not None}
-    require_range(low, high, error=DataError, **given)
-
-
-def at_least(low: int, **options: int | None) -> None:
-    """Raise `DataError` for an option below its smallest value; None stands for a default."""
-    given = {name: value for name, value in options.items() if value is not None}
-    require_range(low, math.inf, error=DataError, **given)

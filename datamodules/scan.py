@@ -54,6 +54,7 @@ class SplitReport:
         remarks: Names of the images that are odd but usable, by kind.
         deep: Number of images of more than 8 bits a channel.
         range: Smallest and largest value of these images.
+        moments: (2, C) sums over all pixels of each channel, white being 1, and of its square.
     """
 
     source: Source
@@ -65,6 +66,16 @@ class SplitReport:
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     deep: int = 0
     range: tuple[float, float] = (math.inf, -math.inf)
+    moments: NDArray[np.float64] | None = None
+
+    def mean_and_std(self) -> tuple[list[float], list[float]] | None:
+        """Return mean and standard deviation of each channel; None where no image can be read."""
+        if self.moments is None:
+            return None
+        count = sum(height * width * many for (height, width), many in self.sizes.items())
+        mean, square = self.moments / count
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        return mean.tolist(), std.tolist()
 
     def shares(self) -> NDArray[np.float64]:
         """Return (256,) shares in [0, 1] of the pixels, 255 for void; zeros without pixels."""
@@ -123,6 +134,7 @@ class Report:
             "images_with": split.images_with[:classes].tolist(),
             "void_pixels": int(split.pixels[VOID]),
             "void_share": float(shares[VOID]),
+            "mean_and_std": split.mean_and_std(),
         }
 
 
@@ -252,6 +264,10 @@ def _add(split: SplitReport, index: int, finding: Finding) -> None:
     """Add the findings about an example to the counts of its split."""
     if finding.size is not None:
         split.sizes[finding.size] += 1
+        area = finding.size[0] * finding.size[1]
+        if finding.moments is not None:
+            sums = area * finding.moments
+            split.moments = sums if split.moments is None else split.moments + sums
     if finding.deep is not None:
         split.deep += 1
         low, high = finding.deep
@@ -303,6 +319,10 @@ def _notes(report: Report, data: ImageDataModule) -> list[str]:
     ]
     notes += [_depth(name, split, data) for name, split in report.splits.items() if split.deep]
     train = report.splits.get("train")
+    if train is not None and data.channels != 3 and (found := train.mean_and_std()) is not None:
+        mean, std = ("[" + ",".join(f"{each:.4f}" for each in values) + "]" for values in found)
+        text = "train: mean and standard deviation of the channels, to normalise images by"
+        notes.append(str(DataError(text, option=(f"image_mean {mean}", f"image_std {std}"))))
     if train is not None and train.labeled:
         counts = train.pixels[: data.num_classes]
         if absent := [data.class_names[index] for index in np.flatnonzero(counts == 0)]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from datamodules.base import SegmentationDataModule
 from datamodules.errors import DataError
-from datamodules.images import Split, at_least
+from datamodules.images import Split
+from datamodules.option_checks import at_least
 from datamodules.reading.mask_decoder import VOID
 from datamodules.reading.sources import Example, Source
 from datamodules.selection.seeds import RandomStream, generator
@@ -71,6 +72,10 @@ class SyntheticScenesDataModule(SegmentationDataModule):
             )
         at_least(0, train_size=train_size, val_size=val_size, test_size=test_size)
         at_least(0, scene_seed=scene_seed)
+        if self.channels != 3:
+            raise DataError(
+                f"the scenes are drawn in RGB, not in {self.channels} channels", option="channels 3"
+            )
         self.sizes: dict[Split, int] = {"train": train_size, "val": val_size, "test": test_size}
         self.image_size = image_size
         self.scene_seed = scene_seed

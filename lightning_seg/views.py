@@ -247,6 +247,40 @@ def selected(labels: Tensor, mask: Tensor, ignore_index: int) -> KindView:
     return KindView(kinds, {"right": RIGHT, "wrong": WRONG, "void": NOTHING})
 
 
+def rgb_of(image: Tensor, channels: Sequence[int] | None = None) -> Tensor:
+    """Return a picture of an image of any number of channels; RGB images are returned as they are.
+
+    The values of other images are stretched, so that the darkest and brightest 2 % of each shown
+    channel are black and white.
+
+    Args:
+        image: (..., C, H, W), uint8 or in [0, 1].
+        channels: The channels to show as red, green and blue, or a single one; None shows the first
+            three, or the first one of fewer.
+
+    Returns:
+        (..., 3, H, W) of the type of `image`.
+    """
+    count = image.shape[-3]
+    if count == 3 and channels is None:
+        return image
+    chosen = list(channels) if channels is not None else [0, 1, 2] if count > 3 else [0]
+    shown = image[..., chosen, :, :].expand(*image.shape[:-3], 3, *image.shape[-2:])
+    if count in (1, 3):
+        return shown
+    values = shown.flatten(-2).float()
+    low, high = (_quantile(values, share)[..., None, None] for share in (0.02, 0.98))
+    white = 1 if image.is_floating_point() else 255
+    stretched = (shown.float() - low) / (high - low).clamp(min=1e-6) * white
+    return stretched.clamp(0, white).to(image.dtype)
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """Return the values (...) below which a share of (..., N) values lies, of any number."""
+    ordered = values[..., :: max(1, values.shape[-1] // 100_000)].sort(-1).values
+    return ordered[..., round(share * (ordered.shape[-1] - 1))]
+
+
 def rgb_array(image: Tensor) -> NDArray[np.uint8]:
     """Return a (3, H, W) image, uint8 or in [0, 1], as an (H, W, 3) uint8 array."""
     if image.is_floating_point():

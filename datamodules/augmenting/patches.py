@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.augmenting.crop import PAD_COLOR
+from datamodules.augmenting.crop import padded
 from datamodules.errors import DataError
 from datamodules.reading.mask_decoder import VOID
 from lightning_seg.errors import require_range
@@ -47,8 +47,8 @@ class Square(NamedTuple):
 class Patches(NamedTuple):
     """Patches of one image."""
 
-    images: NDArray[np.uint8]
-    """(k, o, o, 3) uint8 RGB; pixels beyond the image have the mean colour of ImageNet."""
+    images: NDArray[Any]
+    """(k, o, o, C); pixels beyond the image have the mean colour of ImageNet in RGB patches."""
     labels: NDArray[np.int64]
     """(k,) class ids of the centre pixels, without void."""
 
@@ -123,17 +123,17 @@ class PatchMixer:
         self.legacy_overlap = legacy_overlap
 
     def __call__(
-        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], rng: np.random.Generator
+        self, image: NDArray[Any], mask: NDArray[np.uint8], rng: np.random.Generator
     ) -> Patches:
         """Draw patches of an image.
 
         Args:
-            image: (H, W, 3) RGB, of any size.
+            image: (H, W, C) of any size: uint8, or float32 in [0, 1].
             mask: (H, W) class ids, 255 where void.
             rng: Source of the random numbers.
 
         Raises:
-            ValueError: Image and mask differ in size, or the image has not three channels.
+            ValueError: Image and mask differ in size, or the image has no channels.
 
         Examples:
             The image has one pixel. In a patch of 2 x 2 pixels it is the last, the others are
@@ -145,14 +145,15 @@ class PatchMixer:
             >>> patches.images[0, :, :, 0].tolist(), patches.labels.tolist()
             ([[124, 124], [124, 0]], [3, 3])
         """
-        if image.ndim != 3 or image.shape[2] != 3 or mask.shape != image.shape[:2]:
+        if image.ndim != 3 or mask.shape != image.shape[:2]:
             raise ValueError(
-                f"image {image.shape} and mask {mask.shape} do not fit: expected (H, W, 3) and "
+                f"image {image.shape} and mask {mask.shape} do not fit: expected (H, W, C) and "
                 "(H, W)"
             )
         squares = self.draw(mask, rng)
-        # K squares of (side, side, 3) -> (K, o, o, 3)
-        images = np.empty((len(squares), self.out_size, self.out_size, 3), np.uint8)
+        # K squares of (side, side, C) -> (K, o, o, C)
+        shape = (len(squares), self.out_size, self.out_size, image.shape[2])
+        images = np.empty(shape, image.dtype)
         for square, patch in zip(squares, images, strict=True):
             _cut(image, square, patch)
         return Patches(images, np.array([mask[square[:2]] for square in squares], np.int64))
@@ -265,19 +266,16 @@ def discard_covered(
     return (kept + spare)[:wanted]
 
 
-def _cut(image: NDArray[np.uint8], square: Square, patch: NDArray[np.uint8]) -> None:
-    """Resize a square of an image (H, W, 3) into a patch (o, o, 3)."""
-    # (H, W, 3) -> the part of (side, side, 3) inside of the image
+def _cut(image: NDArray[Any], square: Square, patch: NDArray[Any]) -> None:
+    """Resize a square of an image (H, W, C) into a patch (o, o, C)."""
+    # (H, W, C) -> the part of (side, side, C) inside of the image
     rows, columns = square.inside(image.shape)
     cut = image[rows, columns]
     if cut.shape[:2] != (square.side, square.side):
         top, left = square.row - square.side // 2, square.column - square.side // 2
-        # -> (side, side, 3) with padding around
+        # -> (side, side, C) with padding around
         above, before = rows.start - top, columns.start - left
         below, after = top + square.side - rows.stop, left + square.side - columns.stop
-        padded = cv2.copyMakeBorder(
-            cut, above, below, before, after, cv2.BORDER_CONSTANT, value=PAD_COLOR
-        )
-        cut = padded.astype(np.uint8, copy=False)
-    # -> (o, o, 3)
+        cut = padded(cut, above, below, before, after)
+    # -> (o, o, C)
     cv2.resize(cut, patch.shape[1::-1], dst=patch, interpolation=cv2.INTER_LINEAR)

@@ -54,6 +54,11 @@ STRONG_PRESETS: dict[str, list[Step]] = {
         {"ToGray": {"p": 0.2}},
         {"GaussianBlur": {"blur_limit": 0, "sigma_limit": [0.1, 2.0], "p": 0.5}},
     ],
+    # the same for images that are not RGB
+    "strong_any_channels": [
+        {"RandomBrightnessContrast": {"brightness_limit": 0.5, "contrast_limit": 0.5, "p": 0.8}},
+        {"GaussianBlur": {"blur_limit": 0, "sigma_limit": [0.1, 2.0], "p": 0.5}},
+    ],
 }
 
 
@@ -69,8 +74,8 @@ class Draw(NamedTuple):
 class Augmented(NamedTuple):
     """A training crop."""
 
-    image: NDArray[np.uint8]
-    """(h, w, 3) RGB."""
+    image: NDArray[Any]
+    """(h, w, C), uint8 or float32 in [0, 1]."""
     mask: NDArray[np.uint8] | None
     """(h, w) class ids, 255 where void or padding; None for an example without a mask."""
     valid: NDArray[np.bool_]
@@ -88,9 +93,11 @@ class Augmentation:
             `default_scale`.
         default_scale: Smallest and largest factor that suit the kind of data.
         option: Name of the option that gave the steps, for errors.
+        channels: Number of channels of the images.
 
     Raises:
-        DataError: A step or an argument does not exist; the message suggests similar names.
+        DataError: A step or an argument does not exist, and the message suggests similar names; or
+            a step cannot change images of so many channels.
     """
 
     def __init__(
@@ -100,6 +107,7 @@ class Augmentation:
         scale: tuple[float, float] | None = None,
         default_scale: tuple[float, float] = (0.5, 2.0),
         option: str = "augmentation",
+        channels: int = 3,
     ) -> None:
         chosen = [named(step, option) for step in listed(steps, PRESETS, option)]
         places = [place for place, (name, _) in enumerate(chosen) if name == "RandomScaleCrop"]
@@ -119,6 +127,9 @@ class Augmentation:
             self.flip = create(HorizontalFlip, rest.pop(0)[1], option).p
         self.before = _transforms(chosen[:at], RandomStream.STEPS_BEFORE_CROP, option)
         self.after = _transforms(rest, RandomStream.STEPS_AFTER_CROP, option)
+        for part in (self.before, self.after):
+            if part is not None and channels != 3:
+                part.require_channels(channels)
 
     def draw(self, seed: int) -> Draw:
         """Return the scale factor for an example, which decides how its file is read.
@@ -148,7 +159,7 @@ class Augmentation:
             draw: Result of `draw` for the example's seed. The same draw makes the same crop.
 
         Raises:
-            DataError: A step fails, or its result is not an 8-bit RGB image.
+            DataError: A step fails, or its result is of another type.
         """
         image, mask, size = example.image, example.mask, example.size
         valid = None
@@ -157,7 +168,7 @@ class Augmentation:
             size = (image.shape[0], image.shape[1])  # steps may change it
         if self.crop is not None:
             rng = generator(draw.seed, RandomStream.CROP)
-            # (H, W, 3), (H, W) -> (h, w, 3), (h, w)
+            # (H, W, C), (H, W) -> (h, w, C), (h, w)
             place = self.crop.place(rng, size, draw.factor)
             image = place.image(image, example.reduced)
             mask = None if mask is None else place.mask(mask)
@@ -189,13 +200,15 @@ class StrongView:
     """Makes a second view of a crop: other colours and sharpness, the same geometry.
 
     Args:
-        steps: `strong`, or a list of albumentations' pixel-level transforms.
+        steps: `strong`, `strong_any_channels`, or a list of albumentations' pixel-level transforms.
+        channels: Number of channels of the images.
 
     Raises:
-        DataError: A step or an argument does not exist, or a step moves pixels.
+        DataError: A step or an argument does not exist, moves pixels, or cannot change images of so
+            many channels.
     """
 
-    def __init__(self, steps: str | Sequence[Step]) -> None:
+    def __init__(self, steps: str | Sequence[Step], channels: int = 3) -> None:
         option = "strong_augmentation"
         chosen = [named(step, option) for step in listed(steps, STRONG_PRESETS, option)]
         if not chosen:
@@ -211,11 +224,14 @@ class StrongView:
                     option=option,
                 )
 
-    def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Return another view (h, w, 3) of a crop (h, w, 3).
+        if channels != 3:
+            self.transforms.require_channels(channels)
+
+    def __call__(self, image: NDArray[Any], seed: int) -> NDArray[Any]:
+        """Return another view (h, w, C) of a crop (h, w, C).
 
         Args:
-            image: RGB crop.
+            image: The crop.
             seed: Seed of the example, in [0, 2**32).
         """
         return self.transforms.image(image, seed)

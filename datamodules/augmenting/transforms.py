@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import os
@@ -50,41 +51,41 @@ class Transforms:
         """Return the transforms without the compositions around them."""
         return _flat(self.compose)
 
-    def image(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Return the transformed image (h, w, 3) of an image (H, W, 3).
+    def image(self, image: NDArray[Any], seed: int) -> NDArray[Any]:
+        """Return the transformed image (h, w, C) of an image (H, W, C).
 
         Args:
-            image: RGB.
+            image: uint8, or float32 in [0, 1].
             seed: Seed of the example, in [0, 2**32).
 
         Raises:
-            OptionError: A transform fails, or does not return 8-bit RGB.
+            OptionError: A transform fails, or returns another type or number of channels.
         """
-        return self._rgb(self._run(seed, image)["image"])
+        return self._like(image, self._run(seed, image)["image"])
 
     def everything(
         self,
-        image: NDArray[np.uint8],
+        image: NDArray[Any],
         mask: NDArray[np.uint8] | None,
         valid: NDArray[np.bool_] | None,
         seed: int,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.bool_]]:
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None, NDArray[np.bool_]]:
         """Transform an image, its mask and the map of what is not padding alike.
 
         The map is transformed as a second mask. Labels become void wherever a transform fills the
         map in, whichever value the transform fills masks with.
 
         Args:
-            image: (H, W, 3) RGB.
+            image: (H, W, C), uint8 or float32 in [0, 1].
             mask: (H, W) class ids; None where there are no labels.
             valid: (H, W), False where padding is; None where there is no padding.
             seed: Seed of the example, in [0, 2**32).
 
         Returns:
-            Image (h, w, 3), mask (h, w) or None, and valid (h, w).
+            Image (h, w, C), mask (h, w) or None, and valid (h, w).
 
         Raises:
-            OptionError: A transform fails, or does not return 8-bit RGB.
+            OptionError: A transform fails, or returns another type or number of channels.
         """
         # (H, W) bool -> (H, W) uint8, which albumentations transforms like labels
         masks = {"inside": np.full(image.shape[:2], _INSIDE, np.uint8)}
@@ -97,11 +98,9 @@ class Transforms:
         inside = result["inside"] == _INSIDE
         if mask is not None:
             mask = np.where(inside, result["mask"], VOID).astype(np.uint8)
-        return self._rgb(result["image"]), mask, inside
+        return self._like(image, result["image"]), mask, inside
 
-    def _run(
-        self, seed: int, image: NDArray[np.uint8], **masks: NDArray[np.uint8]
-    ) -> dict[str, Any]:
+    def _run(self, seed: int, image: NDArray[Any], **masks: NDArray[np.uint8]) -> dict[str, Any]:
         """Apply the transforms with a source of random numbers that all of them share.
 
         By default albumentations 2.0.8 draws the same numbers in every worker and every epoch. Its
@@ -123,12 +122,28 @@ class Transforms:
             ) from error
         return result
 
-    def _rgb(self, image: Any) -> NDArray[np.uint8]:
-        """Return the image, or raise an error where it is not (h, w, 3) uint8."""
-        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3):
+    def require_channels(self, channels: int) -> None:
+        """Raise an error for a transform that cannot change images of so many channels.
+
+        Raises:
+            DataError: The message names the transform.
+        """
+        for step in self.flat():
+            problem = _problem(step, channels)
+            # a step that fails on RGB too does so for another reason, which its first call reports
+            if problem and not _problem(step, 3):
+                raise DataError(
+                    f"{type(step).__name__} cannot change images of {channels} channels: {problem}",
+                    option=self.option,
+                )
+
+    def _like(self, given: NDArray[Any], image: Any) -> NDArray[Any]:
+        """Return the image, or raise an error where its type or channels are not those given."""
+        if not isinstance(image, np.ndarray) or image.dtype != given.dtype or image.ndim != 3:
             kind = getattr(image, "dtype", type(image).__name__)
+            expected = "8-bit values" if given.dtype == np.uint8 else str(given.dtype)
             raise OptionError(
-                f"the steps return {kind}, expected 8-bit RGB: leave Normalize, ToFloat and "
+                f"the steps return {kind}, expected {expected}: leave Normalize, ToFloat and "
                 "ToTensorV2 out, because images are normalised on the device",
                 option=self.option,
             )
@@ -216,6 +231,21 @@ def create(kind: type[Any], arguments: dict[str, Any], option: str) -> Any:
         f"it takes {', '.join(accepted)}",
         option=option,
     )
+
+
+def _problem(step: Any, channels: int) -> str:
+    """Return why a transform cannot change images of so many channels; nothing where it can."""
+    import albumentations as A
+
+    image = (np.arange(64 * 64 * channels) % 251).astype(np.uint8).reshape(64, 64, channels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # one of one is always applied, whatever its probability
+            result = A.Compose([A.OneOf([copy.deepcopy(step)], p=1)])(image=image)["image"]
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return "" if result.shape[2:] == image.shape[2:] else "it returns another number of channels"
 
 
 def _flat(step: Any) -> list[Any]:

@@ -26,10 +26,10 @@ _NO_IMAGE = 64  # side in pixels of the image in a batch of which no image can b
 class SegmentationDataset(Dataset[dict[str, Any]]):
     """Examples of a source as tensors.
 
-    An item is a dict of `image` (3, H, W) uint8 RGB, `mask` (H, W) int64 class ids where the
-    source has masks, and `id`. An item of a key with a seed is a training crop and also has
-    `valid` (H, W) bool, False where padding is, and `image_strong` (3, H, W) uint8 where there is a
-    strong view. Other items have `counted`, False for a copy that no score is to count.
+    An item is a dict of `image` (C, H, W), uint8 or float32 in [0, 1], `mask` (H, W) int64 class
+    ids where the source has masks, and `id`. An item of a key with a seed is a training crop and
+    also has `valid` (H, W) bool, False where padding is, and `image_strong` (C, H, W) where there
+    is a strong view. Other items have `counted`, False for a copy that no score is to count.
 
     Args:
         source: The examples.
@@ -37,7 +37,8 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         strong: Makes the second view of a training crop; None makes none.
         on_bad_sample: `raise` raises an error for an example that cannot be used; `skip` warns,
             returns the next example that can be used, and counts the skipped ones in `skipped`;
-            `report` returns an item of its `id` and of the error as `failed`.
+            `report` returns an item of its `id`, of the error as `failed`, and of a black image.
+        channels: Number of channels of that black image.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation | None = None,
         strong: StrongView | None = None,
         on_bad_sample: Failing = "raise",
+        channels: int = 3,
     ) -> None:
+        self.channels = channels
         self.source = source
         self.augmentation = augmentation
         self.strong = strong
@@ -90,12 +93,13 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         except OptionError:
             raise
         except DataError as error:
-            failure = {"id": self.source.ids[key.number], "failed": str(error)}
+            name, reason = self.source.ids[key.number], str(error)
         try:  # a mask is no part of a prediction
             example = without_labels(self.source)[key.number]
             return _evaluated(example.id, example.image, None, key.counted)
         except DataError:
-            return failure
+            black = torch.zeros(self.channels, _NO_IMAGE, _NO_IMAGE, dtype=torch.uint8)
+            return {"id": name, "failed": reason, "image": black}
 
     def _item(self, key: SampleKey) -> dict[str, Any]:
         if key.seed is None or self.augmentation is None:
@@ -117,9 +121,9 @@ def training_item(
         augmentation: Makes the crop.
         strong: Makes the second view of the crop; None makes none.
     """
-    # (H, W, 3), (H, W) -> (h, w, 3), (h, w), (h, w)
+    # (H, W, C), (H, W) -> (h, w, C), (h, w), (h, w)
     image, mask, valid = augmentation(example, draw)
-    # (h, w, 3) -> (3, h, w)
+    # (h, w, C) -> (C, h, w)
     item = _tensors(example.id, image, mask)
     item["valid"] = _tensor(valid)
     if strong is not None:
@@ -127,7 +131,7 @@ def training_item(
     return item
 
 
-def _tensors(name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> dict[str, Any]:
+def _tensors(name: str, image: NDArray[Any], mask: NDArray[np.uint8] | None) -> dict[str, Any]:
     """Return `image`, `id` and `mask` as tensors."""
     item: dict[str, Any] = {"image": _channels_first(image), "id": name}
     if mask is not None:
@@ -136,7 +140,7 @@ def _tensors(name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None
 
 
 def _evaluated(
-    name: str, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None, counted: bool
+    name: str, image: NDArray[Any], mask: NDArray[np.uint8] | None, counted: bool
 ) -> dict[str, Any]:
     """Return an item that is not for training; the mask is all void where not `counted`."""
     item = _tensors(name, image, mask)
@@ -145,19 +149,39 @@ def _evaluated(
     return {**item, "counted": counted}
 
 
-def _channels_first(image: NDArray[np.uint8]) -> Tensor:
+def _channels_first(image: NDArray[Any]) -> Tensor:
     return _tensor(image.transpose(2, 0, 1))
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
     """Return an array as a tensor, which shares its memory where possible."""
     array = np.ascontiguousarray(array)
-    # an axis of length 1 may be mirrored and contiguous at once, which torch does not take
-    return torch.from_numpy(array.copy() if min(array.strides) < 0 else array)
+    # an axis of length 1 may be mirrored and contiguous at once, which torch does not take; and an
+    # array of one channel may still be that of the cache, which nobody may write to
+    usable = min(array.strides) >= 0 and array.flags.writeable
+    return torch.from_numpy(array if usable else array.copy())
+
+
+def of_one_type(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Return items whose images are all fractions where the images of some of them are.
+
+    Files of 8 bits a channel give whole numbers in 0..255, and others give fractions in [0, 1].
+    """
+    if len({item["image"].dtype for item in items}) == 1:
+        return items
+    return [{**item, **_fractions(item)} for item in items]
+
+
+def _fractions(item: dict[str, Any]) -> dict[str, Tensor]:
+    images = {name: item[name] for name in ("image", "image_strong") if name in item}
+    return {
+        name: image if image.is_floating_point() else image.float() / 255
+        for name, image in images.items()
+    }
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join items to a batch: `image` (B, 3, H, W), `mask` (B, H, W), `id` as a list of B names.
+    """Join items to a batch: `image` (B, C, H, W), `mask` (B, H, W), `id` as a list of B names.
 
     Args:
         items: Items of `SegmentationDataset`. A value that is missing in one of them, such as
@@ -170,10 +194,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     failed = [(item["id"], item["failed"]) for item in items if "failed" in item]
     if failed:
-        black = torch.zeros(3, _NO_IMAGE, _NO_IMAGE, dtype=torch.uint8)
         sound = [item for item in items if "failed" not in item]
-        batch = collate(sound or [{"image": black, "id": items[0]["id"]}])
+        batch = collate(sound or [{"image": items[0]["image"], "id": items[0]["id"]}])
         return {**batch, "failed": failed}
+    items = of_one_type(items)
     sizes = {tuple(item["image"].shape[1:]): item["id"] for item in items}
     if len(sizes) > 1:
         different = ", ".join(f"{name} {width}x{height}" for (height, width), name in sizes.items())

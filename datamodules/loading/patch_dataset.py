@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from datamodules.augmenting.patches import PatchMixer
 from datamodules.errors import DataError
-from datamodules.loading.dataset import SegmentationDataset
+from datamodules.loading.dataset import SegmentationDataset, of_one_type
 from datamodules.selection.samplers import SampleKey
 from datamodules.selection.seeds import RandomStream, generator
 
@@ -20,7 +20,7 @@ from datamodules.selection.seeds import RandomStream, generator
 class PatchDataset(Dataset[dict[str, Any]]):
     """Patches of a segmentation dataset's examples.
 
-    An item is a dict of `image` (K, 3, o, o) uint8 RGB, `label` (K,) int64 class ids without void,
+    An item is a dict of `image` (K, C, o, o), `label` (K,) int64 class ids without void,
     and `id`.
 
     In training, where a key has a seed, the patches are cut out of the training crop. An example
@@ -70,10 +70,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 f"{example['id']} has no mask: patches get their labels from masks",
                 option="patches null",
             )
-        # (3, H, W) -> (H, W, 3)
+        # (C, H, W) -> (H, W, C)
         image = np.ascontiguousarray(example["image"].permute(1, 2, 0).numpy())
         mask = example["mask"].to(torch.uint8).numpy()
-        # (H, W, 3), (H, W) -> (K, o, o, 3), (K,)
+        # (H, W, C), (H, W) -> (K, o, o, C), (K,)
         patches = self.mixer(image, mask, rng)
         return {
             "image": torch.from_numpy(patches.images).permute(0, 3, 1, 2).contiguous(),
@@ -89,9 +89,10 @@ def collate_patches(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         items: Items of `PatchDataset`, one per image.
 
     Returns:
-        `image` (N, 3, o, o) uint8 and `label` (N,) int64 with all patches, `id` with the names of
+        `image` (N, C, o, o) and `label` (N,) int64 with all patches, `id` with the names of
         the B images, and `skipped` (B,) where all items have it.
     """
+    items = of_one_type(items)
     batch: dict[str, Any] = {name: torch.cat(_all(items, name)) for name in ("image", "label")}
     batch["id"] = [item["id"] for item in items]
     if all("skipped" in item for item in items):

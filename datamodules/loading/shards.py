@@ -219,7 +219,7 @@ class _ShardImages(IterableDataset[dict[str, Any]]):
 
     def _decoded(self, data: bytes, name: str) -> NDArray[np.uint8]:
         image = decode_image(data, name, reading=self.shards.reading)
-        if self.shards.reading.image_range is None and unstated(data, name):
+        if self.shards.reading.image_range is None and unstated(data, name, self.shards.reading):
             raise OptionError(
                 f"{name} has more than 8 bits a channel and does not say which value is white",
                 option="image_range [0,65535]",

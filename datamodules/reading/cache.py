@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +25,14 @@ class DecodedCache:
     fill one cache, because an array appears whole or not at all.
 
     Args:
-        folder: Folder of the arrays; created where it is missing. An image takes height x width x
-            3 bytes, a mask a third of that.
+        folder: Folder of the arrays; created where it is missing. An RGB image takes height x width
+            x 3 bytes, a mask a third of that.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(
-        self, path: Path, decode: Callable[[], NDArray[np.uint8]], kind: str
-    ) -> NDArray[np.uint8]:
+    def get(self, path: Path, decode: Callable[[], NDArray[Any]], kind: str) -> NDArray[Any]:
         """Return the decoded array of a file, from the cache where it has the array.
 
         An array that cannot be written is returned all the same, with a warning.
@@ -71,6 +70,6 @@ class DecodedCache:
         return array
 
 
-def _map(path: Path) -> NDArray[np.uint8]:
-    mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+def _map(path: Path) -> NDArray[Any]:
+    mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
+from datamodules.reading.bands import as_fractions, band_size, require_rgb, stored_bands
 from datamodules.reading.samples import (
     MAX_PIXELS,
     Opened,
@@ -42,6 +43,8 @@ class Reading(NamedTuple):
     a file states, or that of 16 bits, or 0..1 for fractions."""
     max_pixels: int = MAX_PIXELS
     """Largest height x width of an image or mask."""
+    channels: int = 3
+    """Number of channels of an image; 3 are RGB."""
 
 
 USUAL = Reading()
@@ -58,46 +61,52 @@ class Range(NamedTuple):
     """The value that is taken for white without an option; NaN where none can be assumed."""
 
 
-def read_image(path: Path, reduce: int = 1, reading: Reading = USUAL) -> NDArray[np.uint8]:
-    """Read an image file as RGB, turned as its EXIF orientation says.
+def read_image(path: Path, reduce: int = 1, reading: Reading = USUAL) -> NDArray[Any]:
+    """Read an image file, turned as its EXIF orientation says.
 
     Args:
-        path: The file. Values of more than 8 bits are scaled to 8 bits.
+        path: The file. RGB values of more than 8 bits are scaled to 8 bits.
         reduce: 1, 2, 4 or 8. A JPEG is decoded at 1/`reduce` of its size, which is faster and
-            averages the pixels; other files are decoded at their full size.
-        reading: Range of deep images, and largest size.
+            averages the pixels; other files, and images that are not RGB, are decoded at their
+            full size.
+        reading: Range of deep images, largest size, and number of channels.
 
     Returns:
-        (H, W, 3) uint8, or (ceil(H / reduce), ceil(W / reduce), 3) uint8 for a reduced JPEG.
+        (H, W, 3) uint8, or (ceil(H / reduce), ceil(W / reduce), 3) uint8 for a reduced JPEG. Of
+        another number of channels C, (H, W, C) uint8 for files of 8 bits a channel, and float32 in
+        [0, 1] for others.
 
     Raises:
-        DataError: The file cannot be decoded to its end, holds several images or is too large, or
-            the range of its values is not known.
+        DataError: The file cannot be decoded to its end, holds several images or is too large, has
+            another number of channels, or the range of its values is not known.
     """
     return decode_image(read_bytes(path), path, reduce, reading)
 
 
 def decode_image(
     data: bytes, path: Path | str, reduce: int = 1, reading: Reading = USUAL
-) -> NDArray[np.uint8]:
-    """Decode the bytes of an image file as RGB, turned as its EXIF orientation says.
+) -> NDArray[Any]:
+    """Decode the bytes of an image file, turned as its EXIF orientation says.
 
     Args:
         data: The bytes of the file.
         path: Name of the file, for errors.
         reduce: 1, 2, 4 or 8. A JPEG is decoded at 1/`reduce` of its size.
-        reading: Range of deep images, and largest size.
+        reading: Range of deep images, largest size, and number of channels.
 
     Returns:
-        (H, W, 3) uint8, or (ceil(H / reduce), ceil(W / reduce), 3) uint8 for a reduced JPEG.
+        What `read_image` returns.
 
     Raises:
         DataError: As `read_image` does.
     """
+    if reading.channels != 3:
+        return _decode_bands(data, path, reading)
     if (fast := _decode_fast(data, path, reduce, reading.max_pixels)) is not None:
         return fast
     header = opened(data, path, reading.max_pixels)
     require_one_page(header, path)
+    require_rgb(header, path)
     deep = deep_samples(data, header, path)
     if deep is None:
         return np.array(loaded(header, path).convert("RGB"))
@@ -109,6 +118,16 @@ def decode_image(
     if header.inverted and header.bits > 8:
         image = 255 - image
     return np.ascontiguousarray(image if image.ndim == 3 else image[..., None].repeat(3, axis=2))
+
+
+def _decode_bands(data: bytes, path: Path | str, reading: Reading) -> NDArray[Any]:
+    header = opened(data, path, reading.max_pixels)
+    bands = stored_bands(data, header, path, reading.channels)
+    if bands.array.dtype == np.uint8 and bands.full == 255:
+        return np.ascontiguousarray(bands.array)
+    low, high = _range(bands.array, bands, path, reading)
+    fractions = as_fractions(bands.array, low, high)
+    return 1 - fractions if header.inverted else fractions
 
 
 def without_alpha(array: NDArray[Any]) -> NDArray[Any]:
@@ -164,14 +183,14 @@ def unstated_range(path: Path, reading: Reading = USUAL) -> Range | None:
     Raises:
         DataError: The file cannot be decoded.
     """
-    deep = _deep(path, reading)
-    return None if deep is None or deep.full is not None else _found(without_alpha(deep.array))
+    data = read_bytes(path)
+    deep = _deep(data, opened(data, path, reading.max_pixels), path, reading)
+    return None if deep is None or deep.full is not None else _found(deep.array)
 
 
-def unstated(data: bytes, path: Path | str) -> bool:
+def unstated(data: bytes, path: Path | str, reading: Reading = USUAL) -> bool:
     """Return whether an image has more than 8 bits a channel and does not state their range."""
-    header = opened(data, path)
-    deep = deep_samples(data, header, path) if is_deep(header, data) else None
+    deep = _deep(data, opened(data, path), path, reading)
     return deep is not None and deep.full is None
 
 
@@ -188,17 +207,19 @@ def stored_facts(path: Path, reading: Reading = USUAL) -> tuple[bool, tuple[floa
     data = read_bytes(path)
     header = opened(data, path, reading.max_pixels)
     turns = is_turning(header.orientation)
-    deep = deep_samples(data, header, path) if is_deep(header, data) else None
+    deep = _deep(data, header, path, reading)
     if deep is None:
         return turns, None
-    values = without_alpha(deep.array)
-    return turns, (float(values.min()), float(values.max()))
+    return turns, (float(deep.array.min()), float(deep.array.max()))
 
 
-def _deep(path: Path, reading: Reading) -> Samples | None:
-    data = read_bytes(path)
-    header = opened(data, path, reading.max_pixels)
-    return deep_samples(data, header, path) if is_deep(header, data) else None
+def _deep(data: bytes, header: Opened, path: Path | str, reading: Reading) -> Samples | None:
+    """Return the samples of an image of more than 8 bits a channel; None for other images."""
+    if reading.channels != 3:
+        bands = stored_bands(data, header, path, reading.channels)
+        return bands if bands.array.dtype != np.uint8 else None
+    deep = deep_samples(data, header, path) if is_deep(header, data) else None
+    return None if deep is None else deep._replace(array=without_alpha(deep.array))
 
 
 def unstated_ranges(paths: Iterable[Path], reading: Reading) -> list[Range | None]:
@@ -294,14 +315,19 @@ def _decode_fast(
     return decoded
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, channels: int = 3) -> tuple[int, int]:
     """Return height and width of the image that `read_image` returns, without decoding pixels.
+
+    Args:
+        path: The file.
+        channels: Number of channels of the image.
 
     Raises:
         DataError: The file is no image.
     """
-    header = opened(read_bytes(path), path)
-    height, width = header.size
+    data = read_bytes(path)
+    header = opened(data, path)
+    height, width = header.size if channels == 3 else band_size(data, header, path, channels)
     return (width, height) if 5 <= header.orientation <= 8 else (height, width)  # by a quarter
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ class Finding(NamedTuple):
     """Kinds of oddities of a usable example: `narrow`, `plain`, `void`, `turned`."""
     deep: tuple[float, float] | None = None
     """Smallest and largest value of an image with more than 8 bits a channel; else None."""
+    moments: NDArray[np.float64] | None = None
+    """(2, C) mean of each channel, and of its square, in [0, 1]; None where it cannot be read."""
 
 
 class Inspection(Dataset[Finding]):
@@ -118,29 +120,44 @@ def _jpeg_complaints() -> Iterator[list[str]]:
             complaints += [line for line in lines if "Corrupt JPEG" in line]
 
 
-def _with_image(finding: Finding, image: NDArray[np.uint8]) -> Finding:
-    """Add size and digest of an image (H, W, 3), and whether it has a single colour."""
+def _with_image(finding: Finding, image: NDArray[Any]) -> Finding:
+    """Add size, digest and moments of an image (H, W, C), and whether it has a single colour."""
     size = (image.shape[0], image.shape[1])
     digest = sha256(repr(size).encode())
     digest.update(image.tobytes())
     remark = _uniform(image)
     return finding._replace(
-        size=size, digest=digest.digest()[:16], remarks=() if remark is None else (remark,)
+        size=size,
+        digest=digest.digest()[:16],
+        remarks=() if remark is None else (remark,),
+        moments=_moments(image),
     )
 
 
-def _uniform(image: NDArray[np.uint8]) -> str | None:
+def _moments(image: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (2, C), the mean of each channel and of its square, white being 1."""
+    pixels = image.reshape(-1, image.shape[2])
+    if image.dtype == np.uint8:
+        # (256,) shares of the values of a channel; exact, and faster than sums over pixels
+        values = np.arange(256) / 255
+        shares = [np.bincount(channel, minlength=256) / len(pixels) for channel in pixels.T]
+        return np.array([[share @ values, share @ values**2] for share in shares]).T
+    return np.stack([pixels.mean(0, np.float64), np.square(pixels, dtype=np.float64).mean(0)])
+
+
+def _uniform(image: NDArray[Any]) -> str | None:
     """Return `plain` for an image of one colour, `narrow` for one of under 1/8 of the range."""
     # a few rows alone rule most images out
     for part in (image[:: max(1, len(image) // 8)], image):
-        if int(part.max()) - int(part.min()) >= 32:
+        white = 255 if part.dtype == np.uint8 else 1
+        if (float(part.max()) - float(part.min())) * 255 / white >= 32:
             return None
     return "plain" if (image == image[0, 0]).all() else "narrow"
 
 
 def _sound_image(
     source: Source, index: int, error: Exception
-) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
+) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
     """Return the image of a broken example if it can be read, and the defects of both files."""
     known = isinstance(error, DataError)
     defect = str(error) if known else f"{source.ids[index]}: {type(error).__name__}: {error}"

@@ -34,7 +34,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 # tags of TIFF
 _KIND, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _CHANNELS = 254, 256, 257, 258, 262, 277
-_LARGEST, _FORMAT, _LARGEST_OF_FORMAT = 281, 339, 341
+_LARGEST, _EXTRA, _FORMAT, _LARGEST_OF_FORMAT = 281, 338, 339, 341
 _NOT_A_PAGE = 1 | 4  # a smaller copy of another page, or its transparency
 
 _SPACE = rb"(?:\s|#[^\n\r]*[\n\r])+"
@@ -66,6 +66,31 @@ class Opened(NamedTuple):
     def bits(self) -> int:
         """Bits per sample of a TIFF; 8 for other formats."""
         return int(np.max(self.tags.get(_BITS, 1 if self.tags else 8)))
+
+    @property
+    def samples(self) -> int:
+        """Samples per pixel of a TIFF's page; 1 for other formats."""
+        return int(np.max(self.tags.get(_CHANNELS, 1)))
+
+    @property
+    def photometric(self) -> int:
+        """The number of a TIFF's colour space; -1 where it is not stated."""
+        return int(np.max(self.tags.get(_PHOTOMETRIC, -1)))
+
+    @property
+    def transparencies(self) -> int:
+        """Number of a TIFF's samples per pixel that are transparency."""
+        return int(np.isin(self.tags.get(_EXTRA, ()), (1, 2)).sum())
+
+    @property
+    def largest(self) -> float | None:
+        """Largest value that a TIFF says it may hold; None where it does not say."""
+        said = self.tags.get(_LARGEST, self.tags.get(_LARGEST_OF_FORMAT))
+        largest = float(np.max(said)) if said is not None else 0.0
+        if 0 < largest < float(2**self.bits - 1):
+            return largest
+        unsigned = int(np.max(self.tags.get(_FORMAT, 1))) == 1
+        return 2.0**self.bits - 1 if unsigned and self.bits not in (16, 32, 64) else None
 
 
 class Samples(NamedTuple):
@@ -148,9 +173,11 @@ def require_pixels(size: tuple[int, int], max_pixels: int, path: Path | str) -> 
 def require_one_page(header: Opened, path: Path | str) -> None:
     """Raise an error for a file of several images."""
     if header.pages > 1:
+        bands = header.form == "TIFF"
         raise DataError(
             f"{path} holds {header.pages} pages or frames, expected one image; save them as files "
-            "of one image each"
+            "of one image each" + ", unless each page is a channel" * bands,
+            option=f"channels {header.pages}" if bands else (),
         )
 
 
@@ -276,7 +303,7 @@ def _tiff(data: bytes) -> tuple[dict[int, Any], int]:
 
 _TAGS = (
     *(_KIND, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _CHANNELS, _ORIENTATION),
-    *(_LARGEST, _FORMAT, _LARGEST_OF_FORMAT),
+    *(_LARGEST, _EXTRA, _FORMAT, _LARGEST_OF_FORMAT),
 )
 
 
@@ -301,11 +328,7 @@ def _tiff_samples(data: bytes, header: Opened, path: Path | str) -> Samples | No
         elif form == 1 and bits == 32:
             array = array.astype("=i4").view(np.uint32)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    said = tags.get(_LARGEST, tags.get(_LARGEST_OF_FORMAT))
-    largest = float(np.max(said)) if said is not None else 0.0
-    if 0 < largest < float(2**bits - 1):
-        return Samples(array, largest)
-    return Samples(array, 2.0**bits - 1 if form == 1 and bits not in (16, 32, 64) else None)
+    return Samples(array, header.largest)
 
 
 def _by_opencv(data: bytes, path: Path | str) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,9 @@ class Example(NamedTuple):
 
     id: str
     """Name of the example in its source."""
-    image: NDArray[np.uint8]
-    """(H, W, 3) RGB, or smaller where the file was decoded at a part of its size."""
+    image: NDArray[Any]
+    """(H, W, C), uint8 or float32 in [0, 1]; smaller where the file was decoded at a part of its
+    size. Three channels are RGB."""
     mask: NDArray[np.uint8] | None
     """(H, W) class ids, 255 where void; None where there are no labels."""
     reduced: int = 1
@@ -167,11 +168,12 @@ class FileSource(Source):
     def _image(self, name: str, reduce: int) -> Example:
         path = self.images[name]
         if self.cache is not None:
-            kind = f"image {self.reading.image_range or ''}".strip()
+            channels = "" if self.reading.channels == 3 else f" {self.reading.channels} channels"
+            kind = f"image {self.reading.image_range or ''}{channels}".strip()
             read = partial(read_image, path, reading=self.reading)
             return Example(name, self.cache.get(path, read, kind), None)
         image = read_image(path, reduce, self.reading)
-        if reduce > 1 and image.shape[:2] != (size := image_size(path)):
+        if reduce > 1 and image.shape[:2] != (size := image_size(path, self.reading.channels)):
             return Example(name, image, None, reduce, size)
         return Example(name, image, None)
 

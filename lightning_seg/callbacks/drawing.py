@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_seg.errors import UserError
 from lightning_seg.metrics.class_maps import class_maps, iou_counts, iou_of
-from lightning_seg.training import MethodModule
+from lightning_seg.training import MethodModule, SegmentationModule
 from lightning_seg.views import VOID, ClassView, ColorView, Views, correctness, rgb_array, sheet
 
 
@@ -103,7 +103,12 @@ def draw(
 
 
 def example_of(
-    batch: dict[str, Any], labels: Tensor, index: int, miou: float, ignore_index: int, size: int
+    batch: dict[str, Any],
+    labels: Tensor,
+    index: int,
+    miou: float,
+    module: SegmentationModule,
+    size: int,
 ) -> Example:
     """Return one image of a batch with truth and prediction.
 
@@ -112,14 +117,16 @@ def example_of(
         labels: (B, H, W) predicted class ids.
         index: The position of the image in the batch.
         miou: Its mean IoU.
-        ignore_index: The class id of void pixels in the mask.
+        module: The module that predicted them.
         size: Longest side in pixels.
     """
     mask = batch["mask"][index]
-    found = {"truth": mask.masked_fill(mask == ignore_index, VOID), "prediction": labels[index]}
+    truth = mask.masked_fill(mask == module.ignore_index, VOID)
+    found = {"truth": truth, "prediction": labels[index]}
     arrays = {name: each.to(torch.uint8).cpu().numpy() for name, each in found.items()}
     masks = {name: shrunk(each, size) for name, each in arrays.items()}
-    return Example(batch["id"][index], shrunk(rgb_array(batch["image"][index]), size), masks, miou)
+    image = rgb_array(module.picture(batch["image"][index]))
+    return Example(batch["id"][index], shrunk(image, size), masks, miou)
 
 
 def image_miou(labels: Tensor, masks: Tensor, num_classes: int, ignore_index: int) -> list[float]:

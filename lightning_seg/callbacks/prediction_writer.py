@@ -19,6 +19,7 @@ from lightning_seg.errors import SetupError, require_range
 from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, overlay
 from lightning_seg.processes import world_size
+from lightning_seg.views import rgb_array
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -76,15 +77,15 @@ class PredictionWriter(BasePredictionWriter):
         unread = {name for name, _ in self.failed}
         root = self.folder(trainer)
         labels = prediction["labels"].cpu().numpy()
-        images = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
-        for name, mask, image in zip(prediction["id"], labels, images, strict=True):
+        for name, mask, image in zip(prediction["id"], labels, batch["image"], strict=True):
             if name in unread:
                 continue
             index = Image.fromarray(mask)
             index.putpalette(self._colors.tobytes())
             _save(index, root / "masks" / f"{name}.png")
             if self.overlays:
-                _save(self._overlay(image, mask), root / "overlays" / f"{name}.jpg", quality=92)
+                shown = rgb_array(pl_module.picture(image))  # type: ignore[operator]
+                _save(self._overlay(shown, mask), root / "overlays" / f"{name}.jpg", quality=92)
             self.written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -63,8 +63,8 @@ class SaveEncoder(Callback):
                 tensors,
                 encoder.name,
                 pl_module.input_mode,
-                encoder.mean,
-                encoder.std,
+                pl_module.image_mean.flatten().tolist(),
+                pl_module.image_std.flatten().tolist(),
             )
             save_encoder(path, content)
         self.written = path

@@ -132,7 +132,7 @@ class ScoreFiles(Callback):
             if counts.any():
                 score = float(np.nanmean(iou_of(counts[0])))
                 maps = {"truth": void[place], "prediction": labels[place]}
-                image = batch["image"][place]
+                image = module.picture(batch["image"][place])
                 self._gallery.offer(name, score, progress, image, maps, self._colors)
 
     # Writing

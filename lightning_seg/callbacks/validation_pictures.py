@@ -156,8 +156,7 @@ class ValidationPictures(Callback):
             full = len(self._hardest) >= self.images
             if math.isnan(score) or (full and not any(score < each.miou for each in self._hardest)):
                 continue
-            ignored = module.ignore_index
-            example = example_of(batch, labels, index, score, ignored, self.size)
+            example = example_of(batch, labels, index, score, module, self.size)
             self._hardest.append(example)
             self._hardest.sort(key=lambda example: example.miou)
             del self._hardest[self.images :]

@@ -13,9 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from jsonargparse.typing import NonNegativeInt
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -27,6 +30,7 @@ from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, contact_sheet, share_chart
+from lightning_seg.views import rgb_array, rgb_of
 
 if TYPE_CHECKING:
     from datamodules.scan import Report, SplitReport
@@ -80,7 +84,7 @@ def check(
         report = scan(data, options.workers, advance)
     colors = color_table(data.num_classes, data.palette)
     _show(report, colors)
-    written = [REPORT, *_draw(report, colors, output)]
+    written = [REPORT, *_draw(report, colors, output, data.picture_channels)]
     content = {"data": options.data.as_dict(), **report.as_dict()}
     with write_whole(output / REPORT) as part:
         text = json.dumps(content, indent=1, ensure_ascii=False, default=str)
@@ -142,8 +146,20 @@ def _progress() -> Progress:
     )
 
 
-def _draw(report: Report, colors: Any, output: Path) -> list[str]:
-    """Write the chart and the contact sheet where there is something to draw; return names."""
+def _shown(image: NDArray[Any], channels: Sequence[int] | None) -> NDArray[np.uint8]:
+    """Return the (H, W, 3) picture of an image (H, W, C) of any number of channels."""
+    return rgb_array(rgb_of(torch.from_numpy(np.array(image)).permute(2, 0, 1), channels))
+
+
+def _draw(report: Report, colors: Any, output: Path, channels: Sequence[int] | None) -> list[str]:
+    """Write the chart and the contact sheet where there is something to draw; return names.
+
+    Args:
+        report: What the dataset holds.
+        colors: The colours of the classes.
+        output: The folder of the files.
+        channels: The channels that pictures show; None chooses some.
+    """
     written = []
     classes = len(report.class_names)
     labeled = {name: split for name, split in report.splits.items() if split.labeled}
@@ -154,7 +170,7 @@ def _draw(report: Report, colors: Any, output: Path) -> list[str]:
     each = 24 // max(1, len(report.splits))
     groups = {
         f"{name}, {len(split.source)} images": [
-            (one.id, one.image, one.mask) for one in split.examples(each)
+            (one.id, _shown(one.image, channels), one.mask) for one in split.examples(each)
         ]
         for name, split in report.splits.items()
     }

@@ -32,13 +32,19 @@ from lightning_seg.training import SegmentationModule
 from lightning_seg.training.checkpoint_io import WholeCheckpointIO
 from lightning_seg.training.sharding import require_strategy
 
+FROM_DATA = (
+    *("num_classes", "class_names", "palette"),
+    *("channels", "image_mean", "image_std", "picture_channels"),
+)
+"""Options of a model that the data module knows."""
+
 
 class SegmentationCLI(LightningCLI):
     """Runs `fit`, `validate`, `test` and `predict` with a method and a data module by name."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what the data knows to the model, and attach the callbacks of every run."""
-        for name in ("num_classes", "class_names", "palette"):
+        for name in FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         for key, callback in ON_EVERY_RUN.items():
             parser.add_lightning_class_args(callback, key)

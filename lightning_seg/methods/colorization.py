@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_seg.errors import require_range
+from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses.colorization import ColorTarget, HueChroma
 from lightning_seg.networks.colorization import ColorizationNetwork
 from lightning_seg.networks.encoder import TimmEncoder
@@ -81,6 +81,12 @@ class ColorizationModule(ImagePretrainingModule):
         require_range(0, 0.99, dropout=dropout)
         target = HueChroma() if target is None else target
         network = ColorizationNetwork(encoder, target.outputs, width, dropout, init_std)
+        if (channels := options.get("channels", 3)) != 3:
+            raise SetupError(
+                f"colorization predicts the colours of RGB images, and the data has {channels} "
+                "channels",
+                option="data.channels 3",
+            )
         super().__init__(network, input_mode="gray", **options)
         self.target = target
         self.locations = locations

@@ -165,9 +165,9 @@ class JigsawModule(ImagePretrainingModule):
         guessed = unshuffle(tiles, self.permutations[guess])
         truth = unshuffle(tiles, self.permutations[puzzle])
         return {
-            "puzzle": ColorView(_laid_out(tiles[0], self.grid)),
-            "prediction": ColorView(_laid_out(guessed[0], self.grid), solved),
-            "solution": ColorView(_laid_out(truth[0], self.grid)),
+            "puzzle": ColorView(_laid_out(self.picture(tiles[0]), self.grid)),
+            "prediction": ColorView(_laid_out(self.picture(guessed[0]), self.grid), solved),
+            "solution": ColorView(_laid_out(self.picture(truth[0]), self.grid)),
         }
 
 

@@ -183,7 +183,7 @@ class MixMatchModule(PretrainingModule):
         """Return the first patches of an image, each with its class."""
         labels = batch["label"][:_SHOWN].tolist()
         return {
-            f"patch {number}": ColorView(patch, self.class_names[label])
+            f"patch {number}": ColorView(self.picture(patch), self.class_names[label])
             for number, (patch, label) in enumerate(zip(batch["image"], labels, strict=False), 1)
         }
 

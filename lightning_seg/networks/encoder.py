@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,6 +17,7 @@ from lightning_seg.networks.encoder_weights import (
     load_matching,
     read_weights,
 )
+from lightning_seg.networks.input_channels import adapt_input, input_layers
 from lightning_seg.networks.packaged_weights import efficientnet_lite0
 from lightning_seg.networks.timm_models import (
     build,
@@ -59,8 +59,9 @@ class TimmEncoder(nn.Module):
     Attributes:
         channels: Number of channels of each returned map.
         reductions: Input pixels per pixel of each returned map.
-        mean: Mean of the R, G and B of the input, in [0, 1], that the backbone was trained with.
-        std: Standard deviation of the R, G and B of the input that the backbone was trained with.
+        mean: Mean of each channel of the input, in [0, 1], that the backbone was trained with; that
+            of the file where it states one.
+        std: Standard deviation of each channel of the input that the backbone was trained with.
         pretrained: Whether the backbone starts from weights of the model hub or of `weights`.
         origin: A sentence on what was loaded from `weights`; None where nothing was.
         stride_note: A sentence where the encoder cannot have the output stride that was asked for;
@@ -117,6 +118,7 @@ class TimmEncoder(nn.Module):
         if weights is not None:
             source = _package_weights(name) if weights == PACKAGE else read_weights(weights)
             self._require_same_encoder(source, weights)
+            self._take_channels_of(source)
             match = load_matching(self.bare, source.tensors, weights, prefix, min_match)
             inner = match.prefix.removeprefix("state_dict_")
             self.origin = (
@@ -147,15 +149,19 @@ class TimmEncoder(nn.Module):
                 "same encoder in all stages",
                 option="encoder",
             )
-        for statistic in ("mean", "std"):
-            value = getattr(source, statistic)
-            if value is not None and not np.allclose(value, getattr(self, statistic)):
-                raise SetupError(
-                    f"{origin} was trained on images normalised by {statistic} {tuple(value)}, but "
-                    f"{self.name!r} has {getattr(self, statistic)}: use the encoder of the file, "
-                    f"{trained!r}",
-                    option="encoder",
-                )
+
+    def _take_channels_of(self, source: WeightFile) -> None:
+        """Take images of as many channels as the file's encoder does, normalised as there."""
+        names = {layer: name for name, layer in self.bare.named_modules()}
+        for layer in input_layers(self.bare):
+            end, (out, _, *sides) = f"{names[layer]}.weight".replace(".", "_"), layer.weight.shape
+            for name, tensor in source.tensors.items():
+                alike = tensor.ndim == 4 and [len(tensor), *tensor.shape[2:]] == [out, *sides]
+                if alike and name.replace(".", "_").endswith(end):
+                    adapt_input(self.bare, tensor.shape[1], pretrained=False)
+                    break
+        if source.mean is not None and source.std is not None:
+            self.mean, self.std = tuple(source.mean), tuple(source.std)
 
     def need_multiples_of(self, side: int) -> None:
         """Let images also be filled up to multiples of a side in pixels, for a head that needs it.

@@ -28,9 +28,9 @@ class WeightFile(NamedTuple):
     input_mode: InputMode | None = None
     """The images that the weights were trained on."""
     mean: Sequence[float] | None = None
-    """Mean of R, G and B, in [0, 1], that the input was normalised with."""
+    """Mean of each channel, in [0, 1], that the input was normalised with."""
     std: Sequence[float] | None = None
-    """Standard deviation of R, G and B that the input was normalised with."""
+    """Standard deviation of each channel that the input was normalised with."""
 
 
 class Match(NamedTuple):

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import TorchSyncBatchNorm
@@ -17,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_seg.errors import SetupError, require_one_of, require_range
+from lightning_seg.errors import SetupError, require_range
 from lightning_seg.networks.encoder import TimmEncoder, checkpoint_encoder
 from lightning_seg.networks.encoder_weights import InputMode
 from lightning_seg.signatures import ExplicitSignature
@@ -27,6 +26,7 @@ from lightning_seg.training.checkpoints import (
     require_same_tensors,
 )
 from lightning_seg.training.gradients import share_statistics
+from lightning_seg.training.image_input import ImageInput
 from lightning_seg.training.loss_guard import FiniteGuard
 from lightning_seg.training.optimization import (
     PolyLR,
@@ -39,16 +39,14 @@ from lightning_seg.training.step_numbers import number_steps, step_is_logged
 from lightning_seg.training.synchronized_norms import SynchronizedNorms
 from lightning_seg.views import PointsView, Views
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-
-class MethodModule(ExplicitSignature, L.LightningModule, ABC):
+class MethodModule(ExplicitSignature, ImageInput, ABC):
     """Base of all methods: a network that learns by one `training_step`.
 
     Args:
-        network: A module that takes normalised (B, 3, H, W) images. Images are normalised by the
-            attributes `mean` and `std` of the network or of its encoder, and by ImageNet's where
-            it has none.
+        network: A module that takes normalised (B, channels, H, W) images. Images are normalised by
+            `image_mean` and `image_std`, by the attributes `mean` and `std` of the network or of
+            its encoder, or by ImageNet's, whichever comes first.
         optimizer: Function from parameter groups to an optimizer, such as a class of torch.optim.
         lr: Learning rate; None keeps the default of the optimizer.
         lr_scheduler: Function from the optimizer to a learning rate schedule; None keeps the
@@ -65,6 +63,12 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         input_mode: `rgb` shows the network images in colour, `gray` the mean of the channels,
             three times. None takes the mode that the encoder's weight file was trained in, and
             `rgb` without such a file.
+        channels: Number of channels of the images. A network for RGB gets a first layer for so many
+            channels; pretrained weights are adapted as timm does.
+        image_mean: Mean of each channel, in [0, 1]; None takes the network's.
+        image_std: Standard deviation of each channel, above 0; None takes the network's.
+        picture_channels: The channels, from 0, that pictures show as red, green and blue, or a
+            single one that they show in grey; None shows the first three, or the only one.
         channels_last: Whether images and weights are kept in channels-last memory order.
         across_ranks: Whether a mean in a loss is over the batches of all processes, so that they
             train as one process with all of these images. False takes the mean in each process, so
@@ -91,8 +95,6 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         SetupError: Two settings contradict each other.
     """
 
-    image_mean: Tensor
-    image_std: Tensor
     class_names: Sequence[str] = ()
     palette: Sequence[Sequence[int]] | None = None
     val_confusion: Tensor | None = None
@@ -112,6 +114,10 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         freeze_batch_norm: Literal["none", "encoder", "all", "pretrained"] = "none",
         input_mode: InputMode | None = None,
         across_ranks: bool = True,
+        channels: int = 3,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        picture_channels: list[int] | None = None,
         channels_last: bool = False,
         compile_network: bool = False,
         checkpoint_activations: bool = False,
@@ -139,15 +145,8 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         self.across_ranks = across_ranks
         self.channels_last = channels_last
         self.compile_network = compile_network
-        if input_mode is not None:
-            require_one_of("rgb", "gray", input_mode=input_mode)
-        self._asked_input_mode = input_mode
-        self.input_mode: InputMode = input_mode or self._trained_input_mode() or "rgb"
-        source = network if hasattr(network, "mean") else backbone_of(network)
-        mean = getattr(source, "mean", IMAGENET_MEAN)
-        std = getattr(source, "std", IMAGENET_STD)
-        self.register_buffer("image_mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._take_input(network, input_mode, channels, image_mean, image_std)
+        self.picture_channels = picture_channels
         self._random_state = RandomState()
         self._guard = FiniteGuard()
         self._numbered = True  # whether Lightning's counter of steps is known to be right
@@ -165,30 +164,6 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         self.train()
         if checkpoint_activations:
             checkpoint_encoder(self.network)
-
-    # The input of the network
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Return images normalised by the mean and standard deviation of the network's input.
-
-        Args:
-            image: (..., 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
-
-        Returns:
-            (..., 3, H, W) in the dtype of `image_mean`.
-        """
-        if not image.is_floating_point():
-            image = image.float() / 255
-        if self.input_mode == "gray":
-            image = image.mean(-3, keepdim=True)
-        image = ((image - self.image_mean) / self.image_std).to(self.image_mean.dtype)
-        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
-
-    def _trained_input_mode(self) -> InputMode | None:
-        modes = [
-            each.input_mode for each in self.network.modules() if isinstance(each, TimmEncoder)
-        ]
-        return modes[0] if modes else None
 
     def train(self, mode: bool = True) -> MethodModule:
         """Switch between training and evaluation mode; frozen batch norms stay in the latter."""
@@ -252,8 +227,8 @@ class MethodModule(ExplicitSignature, L.LightningModule, ABC):
         and no gradient is recorded when it is asked.
 
         Args:
-            batch: A batch of one image: `image` (1, 3, H, W), `id`, and `mask` (1, H, W) where the
-                image has labels.
+            batch: A batch of one image: `image` (1, channels, H, W), `id`, and `mask` (1, H, W)
+                where the image has labels.
         """
         return {}
 

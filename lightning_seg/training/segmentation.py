@@ -177,7 +177,7 @@ class SegmentationModule(MethodModule, ABC):
         image, mask = batch["image"], batch.get("mask")
         logits = self(image)
         confidence, labels = at_least_float32(logits[0]).softmax(0).max(0)  # (C, H, W) -> (H, W)
-        views: Views = {"image": ColorView(image[0])}
+        views: Views = {"image": ColorView(self.picture(image[0]))}
         if mask is not None:
             void = mask[0] == self.ignore_index
             views["truth"] = ClassView(mask[0].masked_fill(void, VOID))

@@ -14,7 +14,8 @@ from lightning_seg.pictures import color_table, overlay
 def write(folder: Path, name: str) -> None:
     writer = PredictionWriter(str(folder))
     trainer = SimpleNamespace(default_root_dir="unused", world_size=1, ckpt_path="x.ckpt")
-    module = SimpleNamespace(num_classes=2, palette=[[200, 0, 0], [0, 0, 100]])
+    palette = [[200, 0, 0], [0, 0, 100]]
+    module = SimpleNamespace(num_classes=2, palette=palette, picture=lambda image: image)
     writer.on_predict_start(trainer, module)
     labels = torch.tensor([[[0, 1, 1], [1, 1, 1]]], dtype=torch.uint8)
     batch = {"image": torch.full((1, 3, 2, 3), 100, dtype=torch.uint8)}

@@ -83,9 +83,16 @@ def test_another_encoder_is_refused_even_with_the_same_tensors(tmp_path):
     content = torch.load(file)
     torch.save({**content, "encoder": "test_resnet.r160_in1k"}, file)
     network(5, weights=str(file))  # the same, trained otherwise
-    torch.save({**content, "mean": [0.0, 0.0, 0.0]}, file)
-    with pytest.raises(SetupError, match=r"normalised by mean \(0.0, 0.0, 0.0\)"):
-        network(5, weights=str(file))
+
+
+def test_images_are_normalised_as_in_the_training_of_the_encoder(tmp_path):
+    file = tmp_path / "encoder.pt"
+    trained(tmp_path, str(file))
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 0.125]
+    torch.save({**torch.load(file), "mean": mean, "std": std}, file)
+    module = CrossEntropyModule(network(5, weights=str(file)), num_classes=5)
+    image = torch.full((1, 3, 2, 2), 0.6)
+    torch.testing.assert_close(module.normalize(image)[0, :, 0, 0], torch.tensor([1.0, 1.6, 2.4]))
 
 
 def test_too_few_tensors_are_refused(tmp_path):

@@ -427,7 +427,7 @@ def test_impossible_options(options, named) -> None:
 
 def test_image_and_mask_must_fit() -> None:
     draw = PatchMixer()
-    for image, mask in (((4, 5, 3), (5, 4)), ((4, 5), (4, 5)), ((4, 5, 4), (4, 5))):
+    for image, mask in (((4, 5, 3), (5, 4)), ((4, 5), (4, 5)), ((5, 4, 4), (4, 5))):
         with pytest.raises(ValueError, match="do not fit"):
             draw(np.zeros(image, np.uint8), np.zeros(mask, np.uint8), generator())
 

@@ -1,0 +1,98 @@
+"""What a method's network gets of an image, and what people see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_seg.errors import SetupError, require_one_of
+from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.networks.encoder_weights import InputMode
+from lightning_seg.networks.input_channels import statistic, take_channels
+from lightning_seg.training.optimization import backbone_of
+from lightning_seg.views import rgb_of
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ImageInput(L.LightningModule):
+    """Normalises images for a network, whatever number of channels they have.
+
+    Attributes:
+        image_mean: (1, channels, 1, 1) mean of each channel, in [0, 1].
+        image_std: (1, channels, 1, 1) standard deviation of each channel.
+        input_mode: `rgb`, or `gray` where the network sees the mean of the channels.
+    """
+
+    network: nn.Module
+    image_mean: Tensor
+    image_std: Tensor
+    input_mode: InputMode
+    channels_last: bool
+    picture_channels: list[int] | None
+
+    def _take_input(
+        self,
+        network: nn.Module,
+        input_mode: InputMode | None,
+        channels: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+    ) -> None:
+        """Let a network take images of so many channels, and choose their normalisation.
+
+        Args:
+            network: The network; its first layer is changed where it takes another number.
+            input_mode: `rgb` or `gray`; None takes the mode that the encoder was trained in.
+            channels: Number of channels of the images, at least 1.
+            mean: Mean of each channel; None takes the network's.
+            std: Standard deviation of each channel; None takes the network's.
+
+        Raises:
+            SetupError: Two settings contradict each other.
+        """
+        if input_mode is not None:
+            require_one_of("rgb", "gray", input_mode=input_mode)
+        self.channels = channels
+        self._asked_input_mode = input_mode
+        self.input_mode = input_mode or self._trained_input_mode() or "rgb"
+        if channels != 3 and self.input_mode == "gray":
+            raise SetupError(
+                f"input_mode gray is for RGB images, not for {channels} channels",
+                option="input_mode rgb",
+            )
+        take_channels(network, backbone_of(network), channels)
+        source = network if hasattr(network, "mean") else backbone_of(network)
+        for name, given, usual in (("mean", mean, IMAGENET_MEAN), ("std", std, IMAGENET_STD)):
+            values = getattr(source, name, usual) if given is None else given
+            by_channel = statistic(values, channels, f"image_{name}")
+            self.register_buffer(f"image_{name}", by_channel, persistent=False)
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Return images normalised by the mean and standard deviation of the network's input.
+
+        Args:
+            image: (..., channels, H, W), uint8 in 0..255 or floating point in [0, 1].
+
+        Returns:
+            (..., channels, H, W) in the dtype of `image_mean`.
+        """
+        if not image.is_floating_point():
+            image = image.float() / 255
+        if self.input_mode == "gray":
+            image = image.mean(-3, keepdim=True)
+        image = ((image - self.image_mean) / self.image_std).to(self.image_mean.dtype)
+        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+
+    def picture(self, image: Tensor) -> Tensor:
+        """Return the (..., 3, H, W) picture of (..., channels, H, W) images, for people."""
+        return rgb_of(image, self.picture_channels)
+
+    def _trained_input_mode(self) -> InputMode | None:
+        modes = [
+            each.input_mode for each in self.network.modules() if isinstance(each, TimmEncoder)
+        ]
+        return modes[0] if modes else None
