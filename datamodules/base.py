@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
+from numpy.typing import NDArray
 
 from datamodules.augmenting.patches import PatchMixer
 from datamodules.augmenting.steps import Augmentation, StrongView
@@ -332,8 +334,7 @@ class SegmentationDataModule(ImageDataModule, ABC):
         dataset = self._dataset(source, self.on_bad_sample, steps, strong)
         presence = None
         if self.sampling == "classes" and name != UNLABELED:
-            folder = self.splits_dir / self.dataset_name
-            presence = class_pixels(source, self.num_classes, folder) > 0
+            presence = self.class_pixels() > 0
         loader = loaders.shuffled(dataset, name, batch_size, iterations, workers, presence)
         if isinstance(loader.sampler, ClassSampler):
             self._class_samplers.append(loader.sampler)
@@ -346,6 +347,17 @@ class SegmentationDataModule(ImageDataModule, ABC):
         folder = run_folder(self.trainer)  # all processes must ask for it
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             self.split.write(folder / "split")
+
+    def class_pixels(self) -> NDArray[np.int64]:
+        """Count the pixels of each class in the labelled training images, after `setup("fit")`.
+
+        The counts are kept in `splits_dir` until a label changes.
+
+        Returns:
+            (N, C) numbers of pixels, one row per image.
+        """
+        folder = self.splits_dir / self.dataset_name
+        return class_pixels(self._sources["train"], self.num_classes, folder)
 
     def weigh_classes(self, weights: Sequence[float]) -> None:
         """Draw classes in proportion to these weights, from the next training epoch on.

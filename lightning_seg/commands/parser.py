@@ -90,6 +90,16 @@ class ReadableParser(LightningArgumentParser):
             options["action"] = _Piece
         return super().add_argument(*args, **options)
 
+    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
+        """Add the arguments of a class; losses of smp are for several classes unless asked else."""
+        added = super().add_class_arguments(theclass, *args, **options)
+        if getattr(theclass, "__module__", "").startswith("segmentation_models_pytorch.losses."):
+            for action in self._actions:
+                if action.dest == "mode":
+                    action.required = False
+                    self.set_defaults(mode="multiclass")
+        return added
+
     def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         """Parse the words of a command line, by default the process's own."""
         self._words = sys.argv[1:] if args is None else list(args)

@@ -12,6 +12,7 @@ from lightning_seg.losses.adversarial import (
     pseudo_labels,
     score_map,
 )
+from lightning_seg.losses.class_weights import balanced_weights, effective_weights
 from lightning_seg.losses.color_spaces import hue_chroma
 from lightning_seg.losses.colorization import ColorTarget, HueChroma
 from lightning_seg.losses.cross_entropy import CrossEntropy, cross_entropy
@@ -21,6 +22,7 @@ from lightning_seg.losses.loss_max_pooling import (
     PooledLoss,
     loss_max_pooling,
 )
+from lightning_seg.losses.pixel_loss import ZeroWithoutLabels, fit_pixel_loss
 from lightning_seg.losses.pooling_weights import loss_max_pooling_weights
 from lightning_seg.losses.probability_gradient import (
     ProbabilityGradientLoss,
@@ -42,6 +44,7 @@ from lightning_seg.losses.triplets import (
     triplet_loss,
     triplet_statistics,
 )
+from lightning_seg.losses.weighted_sum import WeightedSum
 
 __all__ = [
     "ABGrid",
@@ -53,12 +56,17 @@ __all__ = [
     "ProbabilityGradientLoss",
     "TripletStatistics",
     "Triplets",
+    "WeightedSum",
+    "ZeroWithoutLabels",
     "adversarial_loss",
+    "balanced_weights",
     "boundary_pixels",
     "class_graph_triplets",
     "confident_labels",
     "cross_entropy",
     "discriminator_loss",
+    "effective_weights",
+    "fit_pixel_loss",
     "gather_embeddings",
     "hue_chroma",
     "log_depth",

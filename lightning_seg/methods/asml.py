@@ -40,7 +40,6 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.losses import (
-    CrossEntropy,
     cross_entropy,
     one_hot_map,
     structure_distances,
@@ -67,8 +66,6 @@ class ASMLModule(TwoPlayerModule):
         num_classes: Number of classes C, without void.
         analyzer: A `StructureAnalyzer`, or a function from the number of channels of a label map to
             one; None takes the class itself.
-        pixel_loss: The loss of pixels, a module (logits, class ids) -> scalar; None takes
-            `CrossEntropy`.
         lambda_pixel: Weight of the pixel loss, at least 0; 0 trains with the matching loss alone.
         lambda_asm: Weight of the matching loss, at least 0; 0 switches the analyzer off.
         lambda_adv: Weight of the analyzer's hinge at the start of the training, at least 0. The
@@ -93,6 +90,7 @@ class ASMLModule(TwoPlayerModule):
     """
 
     analyzer: StructureAnalyzer
+    own_terms = ("pixel", "match", "rec", "hinge")
 
     def __init__(
         self,
@@ -100,7 +98,6 @@ class ASMLModule(TwoPlayerModule):
         *,
         num_classes: int,
         analyzer: Callable[[int], StructureAnalyzer] | None = None,
-        pixel_loss: nn.Module | None = None,
         lambda_pixel: float = 1.0,
         lambda_asm: float = 1.0,
         lambda_adv: float = 0.012,
@@ -144,7 +141,6 @@ class ASMLModule(TwoPlayerModule):
             raise SetupError(
                 f"{type(self.analyzer).__name__} is no StructureAnalyzer", option="analyzer"
             )
-        self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_pixel = lambda_pixel
         self.lambda_asm = lambda_asm
         self.lambda_adv = lambda_adv

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_seg.errors import require_range
-from lightning_seg.losses import CrossEntropy, ProbabilityGradientLoss
+from lightning_seg.losses import ProbabilityGradientLoss
 from lightning_seg.numerics import mean_of
 from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 from lightning_seg.views import KindView, ScaleView, Views
@@ -46,8 +46,6 @@ class CPGModule(SegmentationModule):
     Args:
         network: The network, or a function from the number of classes to it; None takes `LRASPP`.
         num_classes: Number of classes C, without void.
-        pixel_loss: The loss of pixels, a module (logits, class ids) -> scalar such as
-            `LossMaxPooling`; None takes `CrossEntropy`.
         lambda_cpg: Weight of the probability gradient loss, at least 0.
         false_edges: Weight, relative to `lambda_cpg`, of the term against false edges, at least 0.
             The term is not the paper's. 1 adds 2.7 +- 0.9 and 0.8 +- 0.3 points of mIoU on two
@@ -64,12 +62,13 @@ class CPGModule(SegmentationModule):
         SetupError: A setting is out of range.
     """
 
+    own_terms = ("pixel", "cpg", "false_edges")
+
     def __init__(
         self,
         network: Callable[[int], nn.Module] | None = None,
         *,
         num_classes: int,
-        pixel_loss: nn.Module | None = None,
         lambda_cpg: float = 1.0,
         false_edges: float = 0.0,
         kernel_size: Literal[3, 5, 7] = 3,
@@ -80,7 +79,6 @@ class CPGModule(SegmentationModule):
     ) -> None:
         super().__init__(network, num_classes=num_classes, **options)
         require_range(0, math.inf, lambda_cpg=lambda_cpg)
-        self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_cpg = lambda_cpg
         self.on_aux = on_aux
         self.cpg = ProbabilityGradientLoss(

@@ -1,9 +1,9 @@
-"""Per-pixel cross-entropy: the baseline of every other method.
+"""Per-pixel cross-entropy, or another loss of pixels: the baseline of every other method.
 
     L = CE(out) + lambda_aux sum_k CE(aux_k)
 
 `out` are the logits and `aux_k` the auxiliary logits of the network. Each CE is a mean over the
-labelled pixels.
+labelled pixels. `pixel_loss` takes the place of CE.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 
 
 class CrossEntropyModule(SegmentationModule):
-    """Supervised training with cross-entropy.
+    """Supervised training with cross-entropy, or with another loss of pixels.
 
-    Logs `loss`; with auxiliary logits also `loss_main` and `loss_aux`.
+    Logs `loss`; with auxiliary logits also `loss_main` and `loss_aux`, and with a `WeightedSum` as
+    `pixel_loss` each of its terms as `loss_<name>`.
 
     Args:
         network: The network, or a function from the number of classes to it; None takes `LRASPP`.
         num_classes: Number of classes C, without void.
-        class_weights: One weight per class; None weighs all classes equally.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1]. It is an
+            option of the cross-entropy, which a `pixel_loss` replaces.
         options: Arguments of `SegmentationModule`.
 
     Raises:
-        SetupError: A setting is out of range, or there is not one weight per class.
+        SetupError: A setting is out of range, or two settings contradict each other.
     """
 
     def __init__(
@@ -39,18 +40,19 @@ class CrossEntropyModule(SegmentationModule):
         network: Callable[[int], nn.Module] | None = None,
         *,
         num_classes: int,
-        class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(network, num_classes=num_classes, **options)
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise SetupError(
-                f"{len(class_weights)} class_weights for {num_classes} classes",
-                option="class_weights",
-            )
         require_range(0, 1, label_smoothing=label_smoothing)
-        self.loss = CrossEntropy(self.ignore_index, class_weights, label_smoothing)
+        if label_smoothing > 0 and options.get("pixel_loss") is not None:
+            raise SetupError(
+                f"label_smoothing {label_smoothing} is for the cross-entropy, which "
+                f"{type(options['pixel_loss']).__name__} replaces",
+                option="label_smoothing 0",
+            )
+        if label_smoothing > 0:
+            self.use_loss(CrossEntropy(self.ignore_index, label_smoothing=label_smoothing))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""

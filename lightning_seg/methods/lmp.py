@@ -7,7 +7,8 @@ larger weights, and no weight exceeds tau:
     L = max_w sum_i w_i l_i   where   w >= 0,  |w|_p <= n^(-1/q),  |w|_inf <= tau
     tau = n^(-1/q) (ratio n)^(-1/p),   1/p + 1/q = 1
 
-l_i are the cross-entropies of the n labelled pixels.
+l_i are the cross-entropies of the n labelled pixels. With a `pixel_loss` L_pixel, such as the
+Lovasz loss, the total is L + lambda_pixel L_pixel.
 
 S. Rota Bulo, G. Neuhold, P. Kontschieder: Loss Max-Pooling for Semantic Image Segmentation (CVPR
 2017, arXiv 1704.02966). `lightning_seg.losses.loss_max_pooling` computes the optimum.
@@ -27,8 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_seg.errors import SetupError
-from lightning_seg.losses import LossMaxPooling
+from lightning_seg.errors import SetupError, require_range
+from lightning_seg.losses import LossMaxPooling, WeightedSum
 from lightning_seg.training.segmentation import SegmentationModule, labeled_part
 from lightning_seg.views import ScaleView, Views
 
@@ -49,16 +50,18 @@ class LMPModule(SegmentationModule):
             plain mean.
         per_image: Whether every image is pooled separately; False pools the batch, with
             `across_ranks` the batches of all processes together.
-        class_weights: One weight per class, multiplied into the losses before pooling; None weighs
-            all classes equally.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        pixel_loss: A loss of pixels that is added to the max-pooled one, such as a loss of
+            segmentation_models_pytorch. The terms are logged as `loss_lmp` and `loss_pixel`, and
+            those of a `WeightedSum` by their names. None adds nothing.
+        lambda_pixel: Weight of `pixel_loss`, at least 0.
         options: Arguments of `SegmentationModule`.
 
     Raises:
         SetupError: A setting is out of range, or two settings contradict each other.
     """
 
-    loss: LossMaxPooling
+    own_terms = ("ce",)
 
     def __init__(
         self,
@@ -68,19 +71,17 @@ class LMPModule(SegmentationModule):
         p: float | Literal["inf"] = 1.7,
         ratio: float = 0.3,
         per_image: bool = True,
-        class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
+        pixel_loss: nn.Module | None = None,
+        lambda_pixel: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(network, num_classes=num_classes, **options)
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise SetupError(
-                f"{len(class_weights)} class_weights for {num_classes} classes",
-                option="class_weights",
-            )
-        self.loss = LossMaxPooling(
-            p, ratio, self.ignore_index, per_image, class_weights, label_smoothing
+        require_range(0, math.inf, lambda_pixel=lambda_pixel)
+        self.pooling = LossMaxPooling(
+            p, ratio, self.ignore_index, per_image, label_smoothing=label_smoothing
         )
+        self.use_loss(_added(self.pooling, pixel_loss, lambda_pixel))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""
@@ -101,7 +102,7 @@ class LMPModule(SegmentationModule):
             target: (B, H, W) class ids.
         """
         # (B, C, H, W) -> (B, H, W) cross-entropies and weights, 0 where void
-        _, losses, weights = self.loss.pooled(logits, target)
+        _, losses, weights = self.pooling.pooled(logits, target)
         valid = target != self.ignore_index
         count = valid.sum().clamp(min=1)
         total = weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
@@ -132,8 +133,8 @@ class LMPModule(SegmentationModule):
         return self._multiples(self(image), target)
 
     def _multiples(self, logits: Tensor, target: Tensor) -> Tensor:
-        weights = self.loss.pooled(logits, target).weights
-        dims = (1, 2) if self.loss.per_image else (0, 1, 2)
+        weights = self.pooling.pooled(logits, target).weights
+        dims = (1, 2) if self.pooling.per_image else (0, 1, 2)
         return weights * (target != self.ignore_index).sum(dims, keepdim=True)
 
     def own_views(self, logits: Tensor, mask: Tensor | None) -> Views:
@@ -142,5 +143,21 @@ class LMPModule(SegmentationModule):
             return {}
         weights = self._multiples(logits, mask).masked_fill(mask == self.ignore_index, math.nan)
         # tau n = n^(1/p) (ratio n)^(-1/p)
-        largest = max(self.loss.ratio ** (-1 / self.loss.p), 1.001)
+        largest = max(self.pooling.ratio ** (-1 / self.pooling.p), 1.001)
         return {"weight": ScaleView(weights[0], 0, largest, "x uniform weight; 0: not in the loss")}
+
+
+def _added(pooling: LossMaxPooling, other: nn.Module | None, weight: float) -> nn.Module:
+    """Return the max-pooled loss, or its sum with another loss or with the terms of a sum."""
+    if other is None:
+        return pooling
+    if not isinstance(other, WeightedSum):
+        return WeightedSum({"lmp": pooling, "pixel": other}, {"pixel": weight})
+    if "lmp" in other.names:
+        raise SetupError(
+            "LMPModule logs a `loss_lmp` of its own: give the term `lmp` of the loss another name",
+            option="pixel_loss.losses",
+        )
+    losses = dict(zip(other.names, other.losses, strict=True))
+    weights = {name: weight * own for name, own in zip(other.names, other.weights, strict=True)}
+    return WeightedSum({"lmp": pooling, **losses}, weights)

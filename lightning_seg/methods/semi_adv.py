@@ -44,7 +44,6 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.losses import (
-    CrossEntropy,
     adversarial_loss,
     confident_labels,
     cross_entropy,
@@ -77,8 +76,6 @@ class SemiAdvModule(DiscriminatorModule):
         num_classes: Number of classes C, without void.
         discriminator: A module (B, C, H, W) -> (B, 1, h, w) logits, or a function from the number
             of classes to it; None takes `FCDiscriminator`.
-        pixel_loss: The loss of labelled pixels, a module (logits, class ids) -> scalar; None takes
-            `CrossEntropy`.
         lambda_adv: Weight of L_adv on labelled images, at least 0.
         lambda_semi: Weight of L_semi, at least 0.
         lambda_semi_adv: Weight of L_adv on unlabelled images, at least 0.
@@ -108,13 +105,14 @@ class SemiAdvModule(DiscriminatorModule):
         SetupError: A setting is out of range, or a batch has no unlabelled images.
     """
 
+    own_terms = ("adv", "semi", "semi_adv", "d")
+
     def __init__(
         self,
         network: Callable[[int], nn.Module] | None = None,
         *,
         num_classes: int,
         discriminator: Callable[[int], nn.Module] | None = None,
-        pixel_loss: nn.Module | None = None,
         lambda_adv: float = 0.01,
         lambda_semi: float = 0.1,
         lambda_semi_adv: float = 0.001,
@@ -149,7 +147,6 @@ class SemiAdvModule(DiscriminatorModule):
         if softmax_threshold is not None:
             require_range(0, 1, softmax_threshold=softmax_threshold)
         require_range(0, 0.999999, ema_decay=ema_decay)
-        self.loss = CrossEntropy(self.ignore_index) if pixel_loss is None else pixel_loss
         self.lambda_adv = lambda_adv
         self.lambda_semi = lambda_semi
         self.lambda_semi_adv = lambda_semi_adv

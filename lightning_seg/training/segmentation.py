@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
+from lightning_seg.losses import CrossEntropy, WeightedSum, fit_pixel_loss
 from lightning_seg.networks import LRASPP
 from lightning_seg.numerics import at_least_float32
+from lightning_seg.training.class_weights import ClassWeights, Counted
 from lightning_seg.training.evaluation import Evaluation, Extent
 from lightning_seg.training.method import MethodModule
 from lightning_seg.views import VOID, ClassView, ColorView, ScaleView, Views, correctness
@@ -30,6 +32,14 @@ class SegmentationModule(MethodModule, ABC):
         class_names: One name per class, for logs and tables; None takes `class_0`, `class_1`, ...
         palette: One RGB colour in 0..255 per class, for pictures; None takes Pascal VOC's.
         ignore_index: Mask value of void pixels, which count neither in a loss nor in a score.
+        pixel_loss: The loss of pixels, a module (logits, class ids) -> scalar such as a loss of
+            segmentation_models_pytorch, or a `WeightedSum` of several. It gets `ignore_index` by
+            itself. None takes `CrossEntropy`.
+        class_weights: Weights of the classes in the cross-entropy: one number per class, at least
+            0, or `balanced` or `effective`, which are counted from the training labels. `balanced`
+            weighs by the inverse number of pixels, `effective` by the inverse effective number of
+            images (arXiv 1901.05555) with beta 0.999. A class that no label shows gets the weight
+            0. None weighs all classes equally.
         lambda_aux: Weight of the loss of the auxiliary logits, at least 0.
         val_scores: Scores of the validations during `fit`. `miou` is the loss and the scores of the
             confusion matrix, `boundary` adds `boundary_iou` and `trimap_iou_3`, and `all` adds
@@ -42,8 +52,9 @@ class SegmentationModule(MethodModule, ABC):
         options: Arguments of `MethodModule`.
 
     Attributes:
-        loss: The loss of pixels: (B, C, H, W) logits and (B, H, W) class ids -> scalar. Each method
-            sets its own.
+        loss: The loss of pixels: (B, C, H, W) logits and (B, H, W) class ids -> scalar.
+        own_terms: Names of the losses that a method logs as `loss_<name>`, which no term of a
+            `WeightedSum` may have.
         evaluated: The scores of the last validation or test, as `Evaluation.compute` returns them.
 
     Raises:
@@ -52,6 +63,7 @@ class SegmentationModule(MethodModule, ABC):
 
     needs = ("mask", "it trains on whole images with masks", "data.patches null")
     loss: nn.Module
+    own_terms: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -61,6 +73,8 @@ class SegmentationModule(MethodModule, ABC):
         class_names: list[str] | None = None,
         palette: list[list[int]] | None = None,
         ignore_index: int = 255,
+        pixel_loss: nn.Module | None = None,
+        class_weights: list[float] | Counted | None = None,
         lambda_aux: float = 0.4,
         val_scores: Extent = "boundary",
         checkpoint_classes: Literal["refuse", "rename", "reorder"] = "refuse",
@@ -90,6 +104,33 @@ class SegmentationModule(MethodModule, ABC):
         self.val_evaluation = Evaluation(num_classes, ignore_index)
         self.test_evaluation = Evaluation(num_classes, ignore_index)
         self.evaluated: dict[str, Tensor] = {}
+        self._class_weights = ClassWeights(class_weights, num_classes)
+        self.use_loss(CrossEntropy(ignore_index) if pixel_loss is None else pixel_loss)
+
+    def use_loss(self, loss: nn.Module) -> None:
+        """Set the loss of pixels, after a trial on a small batch; see `fit_pixel_loss`.
+
+        Args:
+            loss: A module: (B, C, H, W) logits and (B, H, W) class ids -> scalar.
+
+        Raises:
+            SetupError: The loss does not fit, or a term of a sum has a name that is in use.
+        """
+        for name in loss.names if isinstance(loss, WeightedSum) else ():
+            if name in (*self.own_terms, "main", "aux"):
+                raise SetupError(
+                    f"{type(self).__name__} logs a `loss_{name}` of its own: give the term `{name}`"
+                    " of the loss another name",
+                    option="pixel_loss.losses",
+                )
+        self.loss = fit_pixel_loss(loss, self.num_classes, self.ignore_index)
+        self._class_weights.enter(self.loss)
+
+    def setup(self, stage: str) -> None:
+        """Count the weights of the classes before a training, where that was asked for."""
+        super().setup(stage)
+        if stage == "fit":
+            self._class_weights.count(self.trainer.datamodule, self.class_names)  # type: ignore[attr-defined]
 
     # From raw images to logits
 
@@ -124,24 +165,39 @@ class SegmentationModule(MethodModule, ABC):
 
     # Training
 
+    def pixel_losses(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the loss of pixels as `loss`, and each term of a `WeightedSum` as `loss_<name>`.
+
+        Args:
+            logits: (B, C, H, W) logits.
+            target: (B, H, W) class ids.
+        """
+        logits = at_least_float32(logits)
+        if not isinstance(self.loss, WeightedSum):
+            return {"loss": self.loss(logits, target)}
+        terms = self.loss.terms(logits, target)
+        shown = {f"loss_{name}": term.detach() for name, term in terms.items()}
+        return {"loss": self.loss.total(terms), **shown}
+
     def supervised_losses(
         self, outputs: dict[str, list[Tensor]], target: Tensor
     ) -> dict[str, Tensor]:
         """Return the total `loss`, and `loss_main` and `loss_aux` where there are auxiliary logits.
 
+        A `WeightedSum` adds each of its terms as `loss_<name>`, before the term's weight and
+        together with those of the auxiliary logits.
+
         Args:
             outputs: The logits that `outputs` returned.
             target: (B, H, W) class ids.
         """
-        main: Tensor = self.loss(outputs["out"][0], target)
+        main = self.pixel_losses(outputs["out"][0], target)
         if not outputs["aux"]:
-            return {"loss": main}
-        aux = torch.stack([self.loss(logits, target) for logits in outputs["aux"]]).sum()
-        return {
-            "loss": main + self.lambda_aux * aux,
-            "loss_main": main.detach(),
-            "loss_aux": aux.detach(),
-        }
+            return main
+        every = [self.pixel_losses(logits, target) for logits in outputs["aux"]]
+        aux = {name: torch.stack([each[name] for each in every]).sum() for name in main}
+        both = {name: main[name] + self.lambda_aux * aux[name] for name in main}
+        return {**both, "loss_main": main["loss"].detach(), "loss_aux": aux["loss"].detach()}
 
     # Evaluation and prediction
 
@@ -198,7 +254,7 @@ class SegmentationModule(MethodModule, ABC):
         return {}
 
     def _evaluate(self, batch: dict[str, Any], evaluation: Evaluation) -> Tensor:
-        logits, target = self(batch["image"]), batch["mask"]
+        logits, target = at_least_float32(self(batch["image"])), batch["mask"]
         # of every image: a loss that pools a batch would depend on which images share one
         losses = [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
         return evaluation.update(logits, target, torch.stack(losses))
@@ -219,8 +275,9 @@ class SegmentationModule(MethodModule, ABC):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the class names, and the order of the network's channels."""
+        """Store the class names and counted weights, and the order of the network's channels."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["class_weights"] = self._class_weights.counted
         checkpoint["class_names"] = list(self.class_names)
         checkpoint["class_channels"] = self._channels
 
@@ -233,6 +290,7 @@ class SegmentationModule(MethodModule, ABC):
                 f"({', '.join(self.class_names[:6])}, ...)",
                 option=("data", "ckpt_path"),
             )
+        self._class_weights.restore(checkpoint.get("class_weights"))
         self._channels = checkpoint.get("class_channels")
         names = checkpoint.get("class_names", self.class_names)
         if names != self.class_names and not (_numbered(names) or _numbered(self.class_names)):
