@@ -71,9 +71,14 @@ class PolyLR(LRScheduler):
     def set_length(self, iterations: float) -> None:
         """Set T to a number of iterations, unless `total_iters` was given.
 
+        Before the first step, lr(0) becomes what the optimizer has, which Lightning's
+        LearningRateFinder may have changed.
+
         Raises:
             SetupError: The number is infinite.
         """
+        if self.last_epoch == 0:
+            self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         if not self.follows_training:
             return
         if iterations == float("inf"):

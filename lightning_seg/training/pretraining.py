@@ -8,7 +8,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -21,7 +21,8 @@ from lightning_seg.training.method import MethodModule
 class PretrainingModule(MethodModule, ABC):
     """Base of the methods that train an encoder; `SaveEncoder` writes it at the end of `fit`.
 
-    These methods have no `val/miou`. A ModelCheckpoint that follows it follows `val/loss` instead.
+    These methods have no `val/miou`. A ModelCheckpoint or an EarlyStopping that follows it follows
+    `val/loss` instead.
     """
 
     @property
@@ -30,7 +31,7 @@ class PretrainingModule(MethodModule, ABC):
         """The encoder that another training starts from."""
 
     def setup(self, stage: str) -> None:
-        """Raise for `predict`; make ModelCheckpoint follow val/loss where it follows val/miou."""
+        """Raise for `predict`; make callbacks follow val/loss where they follow val/miou."""
         super().setup(stage)
         if stage == "predict":
             raise SetupError(
@@ -44,6 +45,15 @@ class PretrainingModule(MethodModule, ABC):
                 callback.kth_value = torch.tensor(torch.inf)
                 rank_zero_info(
                     f"{type(self).__name__} has no val/miou: checkpoints follow val/loss"
+                )
+            elif isinstance(callback, EarlyStopping) and callback.monitor == "val/miou":
+                callback.monitor, callback.mode = "val/loss", "min"
+                callback.best_score, callback.min_delta = (
+                    torch.tensor(torch.inf),
+                    -abs(callback.min_delta),
+                )
+                rank_zero_info(
+                    f"{type(self).__name__} has no val/miou: EarlyStopping follows val/loss"
                 )
 
     @abstractmethod

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -275,6 +276,11 @@ class TwoPlayerModule(SegmentationModule):
                     "two: give the module's option instead",
                     option=f"model.{name}",
                 )
+        if any(isinstance(each, LearningRateFinder) for each in trainer.callbacks):  # type: ignore[attr-defined]
+            raise SetupError(
+                f"a learning rate is searched for one optimizer, and {type(self).__name__} has two",
+                option=("trainer.callbacks", "lr", "opponent_lr"),
+            )
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             raise SetupError(
                 f"{type(self).__name__} runs on one device or with DDP, not with "
