@@ -28,7 +28,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from datamodules import CamVidDataModule, SyntheticScenesDataModule
 from datamodules.augmenting.steps import Augmentation
-from lightning_seg.losses import loss_max_pooling, probability_gradient_loss
+from lightning_seg.losses import (
+    CrossEntropy,
+    WeightedSum,
+    cross_entropy,
+    fit_pixel_loss,
+    loss_max_pooling,
+    probability_gradient_loss,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
 SHAPES = ((4, 21, 321), (2, 19, 512), (8, 19, 512))
@@ -43,17 +50,21 @@ def ohem(logits: Tensor, target: Tensor) -> Tensor:
 
 def losses(classes: int) -> dict[str, Loss]:
     """Return the losses to compare by name, the reference first."""
-    lovasz = smp.losses.LovaszLoss("multiclass", ignore_index=255)
-    focal = smp.losses.FocalLoss("multiclass", ignore_index=255)
+    others = {
+        kind: fit_pixel_loss(getattr(smp.losses, f"{kind}Loss")("multiclass"), classes)
+        for kind in ("Dice", "Jaccard", "Tversky", "Focal", "Lovasz")
+    }
+    both = WeightedSum({"cross_entropy": CrossEntropy(), "dice": others["Dice"]})
     partial = functools.partial
     return {
         "F.cross_entropy": lambda x, y: F.cross_entropy(x, y, ignore_index=255),
+        "cross-entropy": cross_entropy,
         "loss max-pooling, p 1.7": loss_max_pooling,
         "loss max-pooling, p 1.3": partial(loss_max_pooling, p=1.3),
         "loss max-pooling, p 1": partial(loss_max_pooling, p=1.0),
         "OHEM, top 30 %": ohem,
-        "Lovasz (smp)": lovasz,
-        "focal (smp)": focal,
+        **{f"{kind} (smp)": loss for kind, loss in others.items()},
+        "cross-entropy + Dice": both,
         "CPG, size 3": partial(probability_gradient_loss, kernel_size=3),
         "CPG, size 5": partial(probability_gradient_loss, kernel_size=5),
         "CPG, size 7": partial(probability_gradient_loss, kernel_size=7),

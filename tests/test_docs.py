@@ -131,6 +131,19 @@ def test_the_yaml_examples_on_data_are_what_they_say(tmp_path: Path) -> None:
     assert len(run.datamodule.shards.urls) == 2
 
 
+def test_the_yaml_of_the_page_on_losses_trains_and_logs_its_terms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = blocks("yaml", (ROOT / "docs/losses.md").read_text())
+    (tmp_path / "sum.yaml").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    words = [*SMALL, *SCENES, "--model.network=tiny.TinyNet", "--model=CrossEntropyModule"]
+    run = cli.main(["fit", *words, "-c", "sum.yaml", "--trainer.log_every_n_steps=1"])
+    logged = run.trainer.callback_metrics
+    by_hand = logged["train/loss_cross_entropy"] + 0.5 * logged["train/loss_dice"]
+    assert logged["train/loss"].item() == pytest.approx(by_hand.item())
+
+
 def test_the_python_of_the_readme_trains_and_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,7 +167,14 @@ class _ShortHelp(LightningArgumentParser().formatter_class):  # type: ignore[mis
             names = match[2].split(", ")
             if len(names) > _MOST_NAMED:
                 public = re.compile(rf"lightning_seg\.({kind}\.|callbacks\.)?\w+(?<!Module)")
-                names = [name for name in names if public.fullmatch(name)] + ["..."]
+                names = [name for name in names if public.fullmatch(name)]
+                # of a module's classes, the first one is named with the module
+                modules = [name.rpartition(".")[0] for name in names]
+                names = [
+                    name.rpartition(".")[2] if module in modules[:place] else name
+                    for place, (module, name) in enumerate(zip(modules, names, strict=True))
+                ]
+                names.append("...")
             return f"{match[1]}{', '.join(names)}{match[3]}"
 
         return _SUBCLASSES.sub(shortened, text)

@@ -141,3 +141,22 @@ def test_the_trial_draws_no_random_numbers_of_the_training_and_keeps_the_mode() 
     torch.manual_seed(3)
     assert fit_pixel_loss(loss, CLASSES).loss.training
     assert torch.equal(torch.rand(2), expected)
+
+
+# What the page on losses says of smp's losses
+
+
+def test_dice_divides_by_all_classes_also_by_absent_ones() -> None:
+    """Everything is wrong, and one class of four is there: a loss of 1/4."""
+    logits = torch.zeros(1, CLASSES, 3, 3)
+    logits[:, 1] = 50
+    found = OTHERS["dice"]()(logits, torch.zeros(1, 3, 3, dtype=torch.int64))
+    assert found.item() == pytest.approx(1 / CLASSES, abs=1e-4)
+
+
+def test_the_focal_loss_is_one_binary_loss_per_class() -> None:
+    logits, target = batch()
+    one_hot = F.one_hot(target, CLASSES).movedim(-1, 1).float()
+    bce = F.binary_cross_entropy_with_logits(logits, one_hot)
+    found = smp.losses.FocalLoss("multiclass", gamma=0.0)(logits, target)
+    torch.testing.assert_close(found, bce)

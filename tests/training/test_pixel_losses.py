@@ -97,16 +97,20 @@ def test_the_terms_are_those_by_hand_also_of_auxiliary_logits(aux: bool, tmp_pat
     assert row["train/loss"] == pytest.approx(terms["ce"] + 0.5 * terms["dice"], rel=1e-5)
 
 
-def test_validation_reports_the_mean_of_the_images_losses(tmp_path: Path) -> None:
+def test_validation_reports_the_mean_of_the_images_losses_by_their_labelled_pixels(
+    tmp_path: Path,
+) -> None:
     ours, data = tiny(CrossEntropyModule, pixel_loss=dice()), scenes()
     fit(ours, tmp_path, data, limit_val_batches=1.0, max_steps=2)
     ours.eval()
-    expected = []
+    losses, pixels = [], []
     for batch in data.val_dataloader():
         with torch.no_grad():
-            expected.append(dice(ignore_index=255)(ours(batch["image"]), batch["mask"]))
+            losses.append(dice(ignore_index=255)(ours(batch["image"]), batch["mask"]))
+        pixels.append((batch["mask"] != 255).sum())
+    losses, pixels = torch.stack(losses), torch.stack(pixels)
     found = ours.trainer.callback_metrics["val/loss"]
-    torch.testing.assert_close(found, torch.stack(expected).mean())
+    torch.testing.assert_close(found, (losses * pixels).sum() / pixels.sum())
 
 
 def test_max_pooling_is_added_to_a_loss_in_its_own_method(tmp_path: Path) -> None:
