@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.training import MethodModule, ShardedStrategy
+from lightning_seg.training.gradients import share_statistics
 
 
 class NetworkEMA(EMAWeightAveraging):
@@ -81,6 +82,7 @@ class NetworkEMA(EMAWeightAveraging):
         """Put the mean in place of the weights, once there is one."""
         if self._started():
             self._swap_models(pl_module)
+            share_statistics(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the mean in place for the pictures of the validation."""

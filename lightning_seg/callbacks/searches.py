@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -29,7 +30,14 @@ class LearningRateSearch(LearningRateFinder):
         """Search, and report the rate."""
         if _goes_on(trainer, "learning rate"):
             return
-        super().on_fit_start(trainer, pl_module)
+        loop, often = trainer.fit_loop, trainer.check_val_every_n_epoch
+        epochs = loop.max_epochs
+        # the search may take more epochs than the training, and validates none of them
+        loop.max_epochs, trainer.check_val_every_n_epoch = -1, sys.maxsize
+        try:
+            super().on_fit_start(trainer, pl_module)
+        finally:
+            loop.max_epochs, trainer.check_val_every_n_epoch = epochs, often
         if self.optimal_lr is not None and getattr(self.optimal_lr, "_optimal_idx", None) is None:
             raise SetupError(
                 f"the search of the learning rate has seen too few finite losses in "

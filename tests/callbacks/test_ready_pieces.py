@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import TWO, in_processes
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder
 from methods import FOR_SEGMENTATION, PIECES, TWO_PLAYERS, tiny_words
 from places import ROOT
@@ -143,11 +144,11 @@ def test_a_training_stops_where_the_score_no_longer_rises(method: str) -> None:
 @pytest.mark.parametrize("method", ONE_PLAYER)
 def test_a_training_starts_from_the_rate_that_was_found(method: str) -> None:
     """It is the training of a run that was given this rate."""
-    words = [*tiny_words(method), "--trainer.max_steps=3", "--trainer.log_every_n_steps=1"]
+    words = [*tiny_words(method), "--trainer.max_epochs=1"]  # which is shorter than the search
     search = [*piece("lr_finder"), "--trainer.callbacks.num_training_steps=20"]
     found = cli.main(["fit", *words, *search, "--trainer.default_root_dir=found"])
     assert found.model.lr != 0.01
-    assert found.trainer.global_step == 3
+    assert 0 < found.trainer.global_step < 20
     given = [*words, f"--model.lr={found.model.lr!r}", "--trainer.default_root_dir=given"]
     assert equal(weights(cli.main(["fit", *given])), weights(found))
 
@@ -239,6 +240,38 @@ def test_the_largest_size_that_fits_is_found(mode: str, size: int, tmp_path: Pat
     ours = tiny(CrossEntropyModule)
     quiet_trainer(tmp_path, max_steps=1, callbacks=[search]).fit(ours, data)
     assert data.batch_size == search.optimal_batch_size == size
+
+
+# Several processes
+
+
+def test_two_processes_share_the_mean_the_weights_of_classes_and_the_found_rate(
+    tmp_path: Path,
+) -> None:
+    words = ["fit", *tiny_words("cross_entropy"), "--trainer.max_epochs=1", *TWO]
+    words += ["--trainer.limit_train_batches=2"]
+    cases = {
+        "mean": [*words, *piece("ema"), "--trainer.callbacks.decay=0.5"],
+        "weights": [*words, "--model.class_weights=balanced"],
+        "rate": [*words, *piece("lr_finder"), "--trainer.callbacks.num_training_steps=15"],
+        "size": [*words, *piece("batch_size_finder")],
+        "players": ["fit", *tiny_words("asml"), *words[-5:], *piece("ema")],
+    }
+    first, second = in_processes(
+        2,
+        tmp_path,
+        {
+            name: {"words": [*each, f"--trainer.default_root_dir={name}"]}
+            for name, each in cases.items()
+        },
+    )
+    assert "BatchSizeSearch runs in one process" in first.pop("size")["refused"]
+    for name, found in first.items():
+        assert found.get("world") == 2, (name, found)
+        other = second[name]
+        assert found["scores"]["val/loss"] == other["scores"]["val/loss"]
+        named = [key for key in found["weights"] if "running" not in key]  # of each process
+        assert all(torch.equal(found["weights"][key], other["weights"][key]) for key in named)
 
 
 # Together
