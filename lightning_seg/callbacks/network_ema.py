@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -15,6 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.training import MethodModule, ShardedStrategy
 from lightning_seg.training.gradients import share_statistics
+
+_PLACE = "trainer.callbacks"  # where a configuration holds the options
 
 
 class NetworkEMA(EMAWeightAveraging):
@@ -44,9 +47,10 @@ class NetworkEMA(EMAWeightAveraging):
         update_every_n_steps: int = 1,
         update_starting_at_step: int | None = None,
     ) -> None:
-        require_range(0, 0.999999, decay=decay)
-        require_range(1, 1e12, update_every_n_steps=update_every_n_steps)
-        require_range(0, 1e12, update_starting_at_step=update_starting_at_step or 0)
+        require_range(0, 0.999999, **{f"{_PLACE}.decay": decay})
+        require_range(1, math.inf, **{f"{_PLACE}.update_every_n_steps": update_every_n_steps})
+        start = update_starting_at_step or 0
+        require_range(0, math.inf, **{f"{_PLACE}.update_starting_at_step": start})
         super().__init__(
             decay=decay,
             update_every_n_steps=update_every_n_steps,

@@ -42,7 +42,7 @@ class LearningRateSearch(LearningRateFinder):
             raise SetupError(
                 f"the search of the learning rate has seen too few finite losses in "
                 f"{self._num_training_steps} steps",
-                option=("num_training_steps 100", "max_lr"),
+                option=("trainer.callbacks.num_training_steps 100", "trainer.callbacks.max_lr"),
             )
         if self.optimal_lr is not None:
             trainer.strategy.setup_optimizers(trainer)
