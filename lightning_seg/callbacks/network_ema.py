@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -13,11 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_seg.errors import SetupError, require_range
+from lightning_seg.errors import SetupError
 from lightning_seg.training import MethodModule, ShardedStrategy
 from lightning_seg.training.gradients import share_statistics
-
-_PLACE = "trainer.callbacks"  # where a configuration holds the options
 
 
 class NetworkEMA(EMAWeightAveraging):
@@ -47,10 +45,17 @@ class NetworkEMA(EMAWeightAveraging):
         update_every_n_steps: int = 1,
         update_starting_at_step: int | None = None,
     ) -> None:
-        require_range(0, 0.999999, **{f"{_PLACE}.decay": decay})
-        require_range(1, math.inf, **{f"{_PLACE}.update_every_n_steps": update_every_n_steps})
-        start = update_starting_at_step or 0
-        require_range(0, math.inf, **{f"{_PLACE}.update_starting_at_step": start})
+        ranges = {
+            "decay": (0, 0.999999, decay),
+            "update_every_n_steps": (1, sys.maxsize, update_every_n_steps),
+            "update_starting_at_step": (0, sys.maxsize, update_starting_at_step or 0),
+        }
+        for name, (low, high, value) in ranges.items():
+            if not low <= value <= high:
+                raise SetupError(
+                    f"{name} must be in [{low}, {high}], not {value}",
+                    option=f"trainer.callbacks.{name}",
+                )
         super().__init__(
             decay=decay,
             update_every_n_steps=update_every_n_steps,

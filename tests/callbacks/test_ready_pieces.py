@@ -127,6 +127,13 @@ def test_before_the_first_step_of_the_mean_the_weights_are_validated_and_stored(
     assert equal(weights(run), weights(plain))
 
 
+@pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"update_every_n_steps": 0}])
+def test_an_impossible_mean_is_refused(options: dict) -> None:
+    (name,) = options
+    with pytest.raises(SetupError, match=f"{name} must be in .*option: trainer.callbacks.{name}="):
+        NetworkEMA(**options)
+
+
 # Early stopping
 
 
