@@ -40,6 +40,8 @@ TINY = ["--model.network=tiny.TinyNet", "--model.lr=0.01"]
 SMALL_ENCODER = {
     "deeplab_v2": "resnet18",
     "deeplab_v3": "resnet18",
+    "dinov2": "vit_tiny_patch16_224",
+    "dinov3": "vit_tiny_patch16_224",
     "dpt": "vit_tiny_patch16_224",
     "fcn": "resnet18",
     "fcn8s": "vgg11",
@@ -49,9 +51,10 @@ SMALL_ENCODER = {
     "unet": "mobilenetv3_small_050",
     "unet_small": "test_efficientnet",
 }
+NARROW_DPT = ["--model.network.fusion=16", "--model.network.widths=[8,8,8,8]"]
 NARROW = {
     "fcn8s": ["--model.network.hidden=16"],
-    "dpt": ["--model.network.fusion=16", "--model.network.widths=[8,8,8,8]"],
+    **dict.fromkeys(["dpt", "dinov2", "dinov3"], NARROW_DPT),
 }
 
 

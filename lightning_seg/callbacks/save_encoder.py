@@ -56,7 +56,7 @@ class SaveEncoder(Callback):
         path = Path(self.path or folder / "encoder.pt")
         encoder = _encoder(pl_module)
         assert encoder is not None
-        tensors = whole_tensors(encoder.bare)  # every process gives its part
+        tensors = encoder.plain(whole_tensors(encoder.bare))  # every process gives its part
         if trainer.is_global_zero:
             assert isinstance(pl_module, MethodModule)
             content = WeightFile(

@@ -11,6 +11,7 @@ from lightning_seg.networks.encoder_head import EncoderHead
 from lightning_seg.networks.fc_discriminator import FCDiscriminator
 from lightning_seg.networks.fcn import FCN, FCN8s
 from lightning_seg.networks.hrnet_ocr import HRNetOCR
+from lightning_seg.networks.lora import LoRA
 from lightning_seg.networks.lraspp import LRASPP
 from lightning_seg.networks.pspnet import PSPNet
 from lightning_seg.networks.structure_analyzer import StructureAnalyzer
@@ -26,6 +27,7 @@ __all__ = [
     "FCDiscriminator",
     "FCN8s",
     "HRNetOCR",
+    "LoRA",
     "PSPNet",
     "StructureAnalyzer",
     "TimmEncoder",

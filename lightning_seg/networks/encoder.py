@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -18,12 +18,16 @@ from lightning_seg.networks.encoder_weights import (
     read_weights,
 )
 from lightning_seg.networks.input_channels import adapt_input, input_layers
+from lightning_seg.networks.lora import LoRA, add_adapters, merged, plain_name
 from lightning_seg.networks.packaged_weights import efficientnet_lite0
 from lightning_seg.networks.timm_models import (
     build,
+    converted,
     image_sizes,
+    layer_numbers,
     make_dilation_uniform,
     maps_of,
+    takes,
 )
 
 PACKAGE = "package"
@@ -55,6 +59,8 @@ class TimmEncoder(nn.Module):
             rate of the previous stage, as timm does, and torchvision in its ResNets. True is for
             ResNets, MobileNets and EfficientNets; None is True for these, and False for others.
         options: Further keyword arguments of `timm.create_model`, such as `{pad_type: same}`.
+        lora: Low-rank adapters, which are trained instead of the encoder's weights; None trains the
+            weights. They need the package `peft` (extra `lora`).
 
     Attributes:
         channels: Number of channels of each returned map.
@@ -92,6 +98,7 @@ class TimmEncoder(nn.Module):
         min_match: float = 0.95,
         uniform_dilation: bool | None = False,
         options: dict[str, Any] | None = None,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         if pretrained and weights is not None:
@@ -100,6 +107,8 @@ class TimmEncoder(nn.Module):
                 option=("pretrained false", "weights null"),
             )
         self.name = name
+        self.options = options or {}
+        self.lora = lora
         self.pretrained = pretrained or weights is not None
         self.origin: str | None = None
         self.input_mode: InputMode | None = None
@@ -119,14 +128,19 @@ class TimmEncoder(nn.Module):
             source = _package_weights(name) if weights == PACKAGE else read_weights(weights)
             self._require_same_encoder(source, weights)
             self._take_channels_of(source)
-            match = load_matching(self.bare, source.tensors, weights, prefix, min_match)
+            tensors = converted(self.bare, source.tensors, prefix)
+            match = load_matching(self.bare, tensors, weights, prefix, min_match)
             inner = match.prefix.removeprefix("state_dict_")
             self.origin = (
                 f"encoder {name}: {match.loaded} of {match.wanted} tensors from {weights}"
                 f"{f' with the prefix {inner!r}' if inner else ''}"
             )
             self.input_mode = source.input_mode
-        self.multiple, self.fixed_size = image_sizes(self.model, (options or {}).get("img_size"))
+        self.multiple, self.fixed_size = image_sizes(self.model, self.options.get("img_size"))
+        if lora is not None:
+            stride = self.reductions[-1]
+            sample = (1, 3, *(math.lcm(side, stride) for side in self.multiple))
+            add_adapters(self.bare, lora, lambda: takes(self.model, sample))
 
     @property
     def bare(self) -> nn.Module:
@@ -134,6 +148,30 @@ class TimmEncoder(nn.Module):
         inner = getattr(self.model, "model", self.model)
         assert isinstance(inner, nn.Module)
         return inner
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of every layer, from the stem to the deepest one.
+
+        Layers are timm's groups of parameters: the blocks of a vision transformer or a ResNet.
+
+        Raises:
+            SetupError: timm does not know the layers of this model.
+        """
+        numbers = layer_numbers(self.name, self.options)
+        found: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in self.bare.named_parameters():
+            number = numbers.get(plain_name(name).replace(".", "_"))
+            if number is None:
+                raise SetupError(
+                    f"timm does not know in which layer of encoder {self.name!r} {name} is",
+                    option="backbone_lr_decay 1",
+                )
+            found.setdefault(number, []).append(parameter)
+        return [found.get(number, []) for number in range(max(found) + 1)]
+
+    def plain(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict of `bare` with the adapters merged into the weights."""
+        return dict(tensors) if self.lora is None else merged(tensors, self.lora)
 
     def _require_same_encoder(self, source: WeightFile, origin: str) -> None:
         """Raise an error for weights of another encoder, also where all shapes happen to match.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -168,12 +171,12 @@ def image_sizes(
         ((tall, wide), (tall, 2 * wide)),
     )
     for multiple, size in tried:
-        if _takes(model, (1, 3, *size)):
+        if takes(model, (1, 3, *size)):
             return multiple, False
     return (tall, wide), True
 
 
-def _takes(model: Any, shape: Sequence[int]) -> bool:
+def takes(model: Any, shape: Sequence[int]) -> bool:
     """Return whether a model takes images of a shape; its state does not change."""
     was_training = model.training
     weight = next(model.parameters())
@@ -186,6 +189,74 @@ def _takes(model: Any, shape: Sequence[int]) -> bool:
     finally:
         model.train(was_training)
     return True
+
+
+def layer_numbers(name: str, options: dict[str, Any]) -> dict[str, int]:
+    """Return the layer that timm puts each parameter of a model into, 0 being the stem.
+
+    Args:
+        name: Name of a timm model.
+        options: Keyword arguments of `timm.create_model`.
+
+    Returns:
+        Numbers by the names of the parameters, with `_` for every dot.
+
+    Raises:
+        SetupError: timm does not group the parameters of this model.
+    """
+    import timm
+    from timm.models import group_parameters
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # without memory
+        try:
+            model = timm.create_model(name, **options)
+        except (TypeError, RuntimeError):  # options of models that return features
+            model = timm.create_model(name)
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise SetupError(
+            f"timm does not divide encoder {name!r} into layers, so that their learning rates "
+            "cannot differ",
+            option=("backbone_lr_decay 1", "backbone_lr_factor"),
+        )
+    found: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    return {name.replace(".", "_"): number for name, number in found.items()}
+
+
+def converted(model: nn.Module, source: Mapping[str, Tensor], prefix: str | None) -> Any:
+    """Return tensors with the names and sizes of timm, where timm knows another project's.
+
+    These are DINOv2's and DINOv3's own files, among others, and tables of positions for images of
+    another size.
+
+    Args:
+        model: The model of timm that is to receive the tensors.
+        source: Tensors by name.
+        prefix: The part of their names that precedes those of the model; None tries the common
+            ones.
+
+    Returns:
+        The tensors of timm's conversion, or `source` where timm has none for this model.
+    """
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    anchor = "patch_embed.proj.weight"
+    starts = [name.removesuffix(anchor) for name in source if name.endswith(anchor)]
+    if prefix is not None:
+        starts = [start for start in starts if start.endswith(prefix)]
+    if convert is None or not starts:
+        return source
+    start = min(starts, key=len)
+    inner = {
+        name.removeprefix(start): tensor
+        for name, tensor in source.items()
+        if name.startswith(start)
+    }
+    try:
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # some print
+            found = convert(inner, model)
+    except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError, ValueError):
+        return source  # whose names are compared as they are
+    return {start + name: tensor for name, tensor in found.items()}
 
 
 def make_dilation_uniform(model: nn.Module, name: str, required: bool = True) -> None:

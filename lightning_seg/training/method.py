@@ -14,7 +14,6 @@ from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.networks.encoder import TimmEncoder, checkpoint_encoder
@@ -25,6 +24,13 @@ from lightning_seg.training.checkpoints import (
     keep_what_a_checkpoint_needs,
     require_same_tensors,
 )
+from lightning_seg.training.frozen_layers import (
+    FrozenNorms,
+    facts,
+    freeze,
+    keep_in_evaluation_mode,
+    require_norms,
+)
 from lightning_seg.training.gradients import share_statistics
 from lightning_seg.training.image_input import ImageInput
 from lightning_seg.training.loss_guard import FiniteGuard
@@ -32,6 +38,7 @@ from lightning_seg.training.optimization import (
     PolyLR,
     backbone_of,
     build_optimizer,
+    require_decay,
     with_schedule,
 )
 from lightning_seg.training.sharding import ShardedStrategy, require_strategy, shard
@@ -53,9 +60,16 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
             learning rate constant.
         lr_interval: The schedule advances after every `step` or after every `epoch`.
         backbone_lr_factor: Factor on the learning rate of the network's `encoder` or `backbone`.
+        backbone_lr_decay: Factor d in (0, 1] by which the learning rate falls from layer to layer
+            of a timm encoder (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254). Of the layers
+            k = 0 (the stem) to n - 1 (the deepest), as timm groups them, layer k has the learning
+            rate lr * backbone_lr_factor * d^(n - k). The head, which would be layer n, has lr.
         head_bias_lr_factor: Factor on the learning rate of the biases outside the backbone.
         decay_all: Whether weight decay acts on all weights; False excludes biases and the scales
             of norms.
+        freeze_encoder: Whether the network's `encoder` or `backbone` keeps its weights. It is in
+            evaluation mode in training, too, no activation is kept for it, and the learning rates
+            of the encoder have no effect.
         freeze_batch_norm: `encoder` or `all` batch norms keep their running statistics and
             normalise by them in training, too. Their scale and shift are still trained.
             `pretrained` is `encoder` where the encoder starts from pretrained weights, and `none`
@@ -86,6 +100,7 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
     Attributes:
         needs: The key that a batch must hold for this method, the reason, and the option to change
             where the key is missing.
+        trains_encoder: Whether the encoder is all that the method trains for.
         class_names: One name per class; empty for methods without classes.
         palette: One RGB colour in 0..255 per class; None takes those of PASCAL VOC.
         val_confusion: (C, C) int64 pixels of the last validation at [label, prediction], on the
@@ -99,6 +114,7 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
     palette: Sequence[Sequence[int]] | None = None
     val_confusion: Tensor | None = None
     needs: tuple[str, str, str] | None = None
+    trains_encoder = False
 
     def __init__(
         self,
@@ -109,9 +125,11 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["step", "epoch"] = "step",
         backbone_lr_factor: float = 1.0,
+        backbone_lr_decay: float = 1.0,
         head_bias_lr_factor: float = 1.0,
         decay_all: bool = True,
-        freeze_batch_norm: Literal["none", "encoder", "all", "pretrained"] = "none",
+        freeze_encoder: bool = False,
+        freeze_batch_norm: FrozenNorms = "none",
         input_mode: InputMode | None = None,
         across_ranks: bool = True,
         channels: int = 3,
@@ -131,6 +149,7 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
 
         require_range(0, math.inf, backbone_lr_factor=backbone_lr_factor)
         require_range(0, math.inf, head_bias_lr_factor=head_bias_lr_factor)
+        require_decay(backbone_lr_decay)
         if lr is not None:
             require_range(0, math.inf, lr=lr)
         self.network = network
@@ -139,9 +158,11 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
         self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.backbone_lr_factor = backbone_lr_factor
+        self.backbone_lr_decay = backbone_lr_decay
         self.head_bias_lr_factor = head_bias_lr_factor
         self.decay_all = decay_all
-        self.freeze_batch_norm = freeze_batch_norm
+        self.freeze_encoder = freeze_encoder
+        self.freeze_batch_norm: FrozenNorms = freeze_batch_norm
         self.across_ranks = across_ranks
         self.channels_last = channels_last
         self.compile_network = compile_network
@@ -155,26 +176,17 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
             self.network.to(memory_format=torch.channels_last)
         if compile_network:
             self.network.compile()
-        if freeze_batch_norm in ("encoder", "pretrained") and backbone_of(self.network) is None:
-            raise SetupError(
-                f"freeze_batch_norm is {freeze_batch_norm}, but {type(self.network).__name__} has "
-                "no `encoder` or `backbone`",
-                option="freeze_batch_norm all",
-            )
+        require_norms(self.network, freeze_batch_norm)
+        if freeze_encoder:
+            freeze(self.network, checkpoint_activations, type(self).__name__ * self.trains_encoder)
         self.train()
         if checkpoint_activations:
             checkpoint_encoder(self.network)
 
     def train(self, mode: bool = True) -> MethodModule:
-        """Switch between training and evaluation mode; frozen batch norms stay in the latter."""
+        """Switch between training and evaluation mode; what is frozen stays in the latter."""
         super().train(mode)
-        encoder = backbone_of(self.network)
-        pretrained = encoder if getattr(encoder, "pretrained", False) else None
-        frozen = {"none": None, "encoder": encoder, "all": self.network, "pretrained": pretrained}
-        part = frozen[self.freeze_batch_norm]
-        for layer in part.modules() if part is not None else ():
-            if isinstance(layer, _BatchNorm):
-                layer.eval()
+        keep_in_evaluation_mode(self.network, self.freeze_encoder, self.freeze_batch_norm)
         return self
 
     # Training
@@ -252,9 +264,10 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
             self.optimizer,
             self.network,
             self.lr,
-            self.backbone_lr_factor,
+            1.0 if self.freeze_encoder else self.backbone_lr_factor,
             self.head_bias_lr_factor,
             self.decay_all,
+            1.0 if self.freeze_encoder else self.backbone_lr_decay,
         )
         return with_schedule(optimizer, self.lr_scheduler, self.lr_interval)
 
@@ -273,23 +286,15 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
         for loss in self.modules():  # those of the method, and one that it was given
             if isinstance(getattr(loss, "across_ranks", None), bool):
                 setattr(loss, "across_ranks", self.across_ranks)  # noqa: B010
-        count = sum(weight.numel() for weight in self.network.parameters())
-        rank_zero_info(f"{type(self.network).__name__} has {count:,} weights")
-        for part in self.network.modules():
-            if isinstance(part, TimmEncoder):
-                for line in filter(None, (part.origin, part.stride_note)):
-                    rank_zero_info(line)
+        resumed = self.trainer.ckpt_path is not None
+        for line in facts(self.network, self.freeze_encoder, self.freeze_batch_norm, resumed):
+            rank_zero_info(line)
         if self.input_mode != (self._trained_input_mode() or self.input_mode):
             rank_zero_info(
                 f"the encoder was trained on {self._trained_input_mode()} images and now sees "
                 f"{self.input_mode} images"
             )
-        encoder = backbone_of(self.network)
-        if self.freeze_batch_norm == "pretrained" and not getattr(encoder, "pretrained", False):
-            rank_zero_info(
-                "batch norms are not frozen, because the encoder starts from random weights"
-            )
-        elif self.freeze_batch_norm != "none":
+        if self.freeze_batch_norm != "none" or self.freeze_encoder:
             self.expect_evaluation_mode()
 
     def expect_evaluation_mode(self) -> None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_seg.errors import SetupError
+from lightning_seg.networks.encoder import TimmEncoder
 
 UNDECAYED = "_undecayed"
 """The end of the names of parameter groups without weight decay."""
@@ -96,6 +97,7 @@ def build_optimizer(
     backbone_lr_factor: float = 1.0,
     head_bias_lr_factor: float = 1.0,
     decay_all: bool = True,
+    backbone_lr_decay: float = 1.0,
 ) -> Optimizer:
     """Return an optimizer whose parameter groups have learning rates of their own.
 
@@ -108,12 +110,14 @@ def build_optimizer(
         head_bias_lr_factor: Factor on the learning rate of the biases outside the pretrained part.
         decay_all: Whether weight decay acts on all weights; False excludes those with at most one
             dimension, which are the biases and the scales of norms.
+        backbone_lr_decay: Factor d in (0, 1]: the learning rate of layer k of the n layers of the
+            pretrained part is also multiplied by d^(n - k), k counting from 0.
 
     Raises:
-        SetupError: `backbone_lr_factor` is not 1 and the network has no pretrained part, or the
-            optimizer refuses its arguments.
+        SetupError: A factor of the pretrained part is not 1 and the network has none, or one whose
+            layers timm does not know; or the optimizer refuses its arguments.
     """
-    if backbone_lr_factor == head_bias_lr_factor == 1:
+    if backbone_lr_factor == head_bias_lr_factor == backbone_lr_decay == 1:
         groups = {"all": list(_trained(network))}
     else:
         groups = _split(network)
@@ -124,6 +128,13 @@ def build_optimizer(
             "trainable `encoder` or `backbone`",
             option="backbone_lr_factor 1",
         )
+    if backbone_lr_decay != 1:
+        layers = _layers(network)
+        groups = {**layers, **{name: groups[name] for name in ("head", "head_bias")}}
+        factors |= {
+            name: backbone_lr_factor * backbone_lr_decay ** (len(layers) - number)
+            for number, name in enumerate(layers)
+        }
     named: list[dict[str, Any]] = []
     for name, params in groups.items():
         undecayed = [] if decay_all else [each for each in params if each.ndim <= 1]
@@ -169,6 +180,28 @@ def backbone_of(network: nn.Module) -> nn.Module | None:
         if isinstance(part, nn.Module):
             return part
     return None
+
+
+def require_decay(factor: float) -> None:
+    """Raise `SetupError` for a factor between layers that is not in (0, 1]."""
+    if not 0 < factor <= 1:
+        raise SetupError(
+            f"backbone_lr_decay must be in (0, 1], not {factor}", option="backbone_lr_decay"
+        )
+
+
+def _layers(network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the trained parameters of every layer of the encoder, from the stem to the deepest."""
+    encoder = backbone_of(network)
+    if not isinstance(encoder, TimmEncoder):
+        raise SetupError(
+            f"backbone_lr_decay is for encoders of timm, and {type(network).__name__} has none",
+            option="backbone_lr_decay 1",
+        )
+    return {
+        f"backbone_layer_{number:02d}": [each for each in layer if each.requires_grad]
+        for number, layer in enumerate(encoder.layers())
+    }
 
 
 def _trained(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -25,6 +25,8 @@ class PretrainingModule(MethodModule, ABC):
     `val/loss` instead.
     """
 
+    trains_encoder = True
+
     @property
     @abstractmethod
     def encoder(self) -> TimmEncoder:

@@ -40,6 +40,24 @@ class DumpWeights(L.Callback):
         torch.save(pl_module.network.state_dict(), path)
 
 
+class WatchEncoder(L.Callback):
+    """Keeps the first weights, and of each pass of the encoder its graph and its modes."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        network = pl_module.network
+        self.start = {name: value.clone() for name, value in network.state_dict().items()}
+        self.passes: list[tuple[bool, set[bool], bool]] = []
+        network.encoder.register_forward_hook(
+            lambda encoder, _, found: self.passes.append(
+                (
+                    found.requires_grad,
+                    {part.training for part in encoder.modules()},
+                    network.training,
+                )
+            )
+        )
+
+
 class NoWaiting(L.Callback):
     """Makes waiting for a CUDA device within a training step an error, once things are warm."""
 
