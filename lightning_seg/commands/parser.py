@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_seg.commands.messages import explain
+from lightning_seg.commands.other_networks import PLACE, as_named, flags_as_pieces
 from lightning_seg.commands.pieces import find_piece
 from lightning_seg.training.checkpoints import NO_PRETRAINING, PARTS
 
@@ -202,6 +203,8 @@ class _Piece(ActionConfigFile):
             parser.error(
                 f"configuration file {found} holds a {type(content).__name__}, not options"
             )
+        changed = as_named(content, cfg.get(PLACE))
+        found = found if changed is content else json.dumps(changed)
         before = {key: _copied(cfg.get(place)) for key, place in _places()}
         for key in JOINED:
             if _entries(_said(content, key)):  # else an entry gets arguments of the one before
@@ -307,11 +310,12 @@ def _note(text: str) -> None:
 def _as_pieces(words: Sequence[str]) -> list[str]:
     """Write flags that jsonargparse misunderstands as pieces of configuration.
 
-    These are a null deep in an object, which it takes for the text `null`, and the name of an
-    optimizer, whose arguments would be those of the optimizer before.
+    These are a null deep in an object, which it takes for the text `null`; the name of an
+    optimizer, whose arguments would be those of the optimizer before; and networks of other
+    libraries.
     """
     changed: list[str] = []
-    rest = iter(words)
+    rest = flags_as_pieces(words, _network_piece)
     for word in rest:
         flag, equals, value = word.partition("=")
         if not flag.startswith("--") or flag.count(".") < 1:
@@ -326,6 +330,14 @@ def _as_pieces(words: Sequence[str]) -> list[str]:
         else:
             changed += [word, *following]
     return changed
+
+
+def _network_piece(name: str) -> Any:
+    """Return the content of a piece; None where reading it is an error, which is reported later."""
+    try:
+        return _content(find_piece(name))
+    except UnicodeDecodeError:
+        return None
 
 
 def _piece(key: str, value: str | None) -> str:

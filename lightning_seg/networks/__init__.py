@@ -13,6 +13,7 @@ from lightning_seg.networks.fcn import FCN, FCN8s
 from lightning_seg.networks.hrnet_ocr import HRNetOCR
 from lightning_seg.networks.lora import LoRA
 from lightning_seg.networks.lraspp import LRASPP
+from lightning_seg.networks.named import NamedNetwork
 from lightning_seg.networks.pspnet import PSPNet
 from lightning_seg.networks.structure_analyzer import StructureAnalyzer
 from lightning_seg.networks.unet import UNet
@@ -28,6 +29,7 @@ __all__ = [
     "FCN8s",
     "HRNetOCR",
     "LoRA",
+    "NamedNetwork",
     "PSPNet",
     "StructureAnalyzer",
     "TimmEncoder",

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,6 +16,7 @@ from lightning_seg.networks.encoder_weights import (
     load_matching,
     read_weights,
 )
+from lightning_seg.networks.image_sizes import fill_up, takes
 from lightning_seg.networks.input_channels import adapt_input, input_layers
 from lightning_seg.networks.lora import LoRA, add_adapters, merged, plain_name
 from lightning_seg.networks.packaged_weights import efficientnet_lite0
@@ -27,7 +27,6 @@ from lightning_seg.networks.timm_models import (
     layer_numbers,
     make_dilation_uniform,
     maps_of,
-    takes,
 )
 
 PACKAGE = "package"
@@ -237,8 +236,7 @@ class TimmEncoder(nn.Module):
                 "must be built for another size",
                 option=("data.crop_size", "options {img_size: SIDE}"),
             )
-        border = (0, -width % wide, 0, -height % tall)
-        return F.pad(image, border, mode="replicate") if any(border) else image
+        return fill_up(image, self.multiple)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the chosen feature maps, from shallow to deep.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
+from lightning_seg.networks.image_sizes import takes
 
 _ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True},  # vision transformers: the position table is resized
@@ -174,21 +175,6 @@ def image_sizes(
         if takes(model, (1, 3, *size)):
             return multiple, False
     return (tall, wide), True
-
-
-def takes(model: Any, shape: Sequence[int]) -> bool:
-    """Return whether a model takes images of a shape; its state does not change."""
-    was_training = model.training
-    weight = next(model.parameters())
-    image = torch.zeros(tuple(shape), device=weight.device, dtype=weight.dtype)
-    try:
-        with torch.no_grad():
-            model.eval()(image)
-    except (AssertionError, RuntimeError, ValueError, IndexError):
-        return False
-    finally:
-        model.train(was_training)
-    return True
 
 
 def layer_numbers(name: str, options: dict[str, Any]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_seg.errors import SetupError
 from lightning_seg.processes import world_size
 
-NO_PRETRAINING = {"weights": None, "pretrained": False}
+NO_PRETRAINING = {"weights": None, "pretrained": False, "load_weights": False}
 """Arguments of a network whose weights come from a checkpoint: no weight file, no download."""
 
 PARTS = ("network", "encoder")

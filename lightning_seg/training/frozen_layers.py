@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_seg.errors import SetupError
 from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.networks.named import NamedNetwork
 from lightning_seg.training.optimization import backbone_of
 
 FrozenNorms = Literal["none", "encoder", "all", "pretrained"]
@@ -24,8 +25,8 @@ def freeze(network: nn.Module, checkpointed: bool = False, method: str = "") -> 
         method: The name of a method that trains an encoder; empty for other methods.
 
     Raises:
-        SetupError: The network has no encoder, the method trains it, or two settings contradict each
-            other.
+        SetupError: The network has no encoder, the method trains it, or two settings contradict
+            each other.
     """
     if method:
         raise SetupError(
@@ -90,14 +91,15 @@ def facts(network: nn.Module, encoder: bool, norms: FrozenNorms, resumed: bool) 
         norms: The batch norms that are frozen.
         resumed: Whether the weights come from a checkpoint.
     """
-    name, weights = type(network).__name__, list(network.parameters())
+    named = network.path.rpartition(".")[2] if isinstance(network, NamedNetwork) else None
+    name, weights = named or type(network).__name__, list(network.parameters())
     count = sum(weight.numel() for weight in weights)
     learning = sum(weight.numel() for weight in weights if weight.requires_grad)
     trained = f", of which {learning:,} are trained" if learning < count else ""
     yield f"{name} has {count:,} weights{trained}"
     for part in network.modules():
-        if isinstance(part, TimmEncoder):
-            yield from filter(None, (part.origin, part.stride_note))
+        if isinstance(part, (TimmEncoder, NamedNetwork)):
+            yield from filter(None, (part.origin, getattr(part, "stride_note", None)))
     pretrained = getattr(backbone_of(network), "pretrained", False)
     if encoder and not pretrained and not resumed:
         yield "the frozen encoder has random weights, which no training will change"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.losses import CrossEntropy, WeightedSum, fit_pixel_loss
 from lightning_seg.networks import LRASPP
+from lightning_seg.networks.outputs import read_outputs, require_logits
 from lightning_seg.numerics import at_least_float32
 from lightning_seg.training.class_weights import ClassWeights, Counted
 from lightning_seg.training.evaluation import Evaluation, Extent
@@ -25,9 +26,11 @@ class SegmentationModule(MethodModule, ABC):
 
     Args:
         network: The network, or a function from the number of classes to it, such as a class. It
-            takes normalised (B, 3, H, W) images. It returns (B, C, H, W) logits, or a dict with the
-            logits `out` and, for deep supervision, `aux` (one tensor or a list). None takes
-            `LRASPP` on a MobileNetV3 with random weights.
+            takes normalised (B, 3, H, W) images. It returns (B, C, H, W) logits, a dict with the
+            logits `out` and, for deep supervision, `aux` (one tensor or a list), or an output of
+            HuggingFace, whose `logits` are resized. Networks of other libraries are named like
+            classes, too: see `NamedNetwork`. None takes `LRASPP` on a MobileNetV3 with random
+            weights.
         num_classes: Number of classes C, without void.
         class_names: One name per class, for logs and tables; None takes `class_0`, `class_1`, ...
         palette: One RGB colour in 0..255 per class, for pictures; None takes Pascal VOC's.
@@ -140,20 +143,15 @@ class SegmentationModule(MethodModule, ABC):
         Args:
             image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
             network: Another network of the same classes; None takes the one that is trained.
+
+        Raises:
+            SetupError: The network returns something else, other classes or another size.
         """
         network = self.network if network is None else network
-        found = network(self.normalize(image))
-        if isinstance(found, Tensor):
-            return {"out": [self._in_order(found)], "aux": []}
-        if not isinstance(found, Mapping) or "out" not in found:
-            raise SetupError(
-                f"{type(network).__name__} returned a {type(found).__name__}; expected "
-                "logits (B, C, H, W), or a dict with the logits `out`",
-                option="network",
-            )
-        aux = found.get("aux", [])
-        heads = [aux] if isinstance(aux, Tensor) else list(aux)
-        return {"out": [self._in_order(found["out"])], "aux": list(map(self._in_order, heads))}
+        size, name = image.shape[-2:], type(network).__name__
+        found = read_outputs(network(self.normalize(image)), name, size)
+        require_logits(found, name, self.num_classes, size)
+        return {key: [self._in_order(logits) for logits in each] for key, each in found.items()}
 
     def _in_order(self, logits: Tensor) -> Tensor:
         """Return logits in the order of `class_names`, whatever the order of the channels is."""

@@ -242,7 +242,7 @@ def test_a_function_that_is_annotated_to_return_a_module_builds_the_network(
     (tmp_path / "calls.py").write_text(CALLS)
     words = [word for word in SMALL_WORDS if "network" not in word]
     run = cli.main(["fit", *words, "--model.network=calls.build", "--trainer.fast_dev_run=true"])
-    assert type(run.model.network).__name__ == "Conv2d"
+    assert type(run.model.network.network).__name__ == "Conv2d"
     monkeypatch.delitem(sys.modules, "calls", raising=False)
 
 
