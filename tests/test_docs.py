@@ -226,3 +226,22 @@ def test_every_recipe_of_the_page_on_extending_works(
     assert doctest.testmod(sys.modules["my_package.losses"]).failed == 0
     for module in [each for each in sys.modules if each.startswith("my_package")]:
         monkeypatch.delitem(sys.modules, module)
+
+
+def test_the_wrapper_and_the_yaml_of_the_page_on_networks_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs/networks.md").read_text()
+    (wrapper,), (network,) = blocks("python", text), blocks("yaml", text)
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/wrapped.py").write_text(wrapper)
+    (tmp_path / "unet.yaml").write_text(network)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["--model.network=my_package.wrapped.Mine", "--model.network.width=8"]
+    for number, words in enumerate((own, ["-c", "unet.yaml"])):
+        folder = f"--trainer.default_root_dir=runs/{number}"
+        run = cli.main(["fit", *words, *SMALL, *SCENES, folder])
+        assert run.trainer.global_step == 2
+    for module in [each for each in sys.modules if each.startswith("my_package")]:
+        monkeypatch.delitem(sys.modules, module)

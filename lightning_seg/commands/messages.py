@@ -46,6 +46,7 @@ _TYPE = re.compile(
 )
 _REFUSED = re.compile(r"(?:Option|option) '([\w.]+)' is not accepted|not accept option '([\w.]+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: --trainer\.(\w+)()")
+_UNANNOTATED = re.compile(r"Expected '([\w.]+)' to be a function that returns <class '(\w+)'>")
 _NO_PLACE = (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError)
 _CLASS = re.compile(r"class_path(?:=| )'([\w.]+)'")
 # gloo raises plain RuntimeErrors
@@ -63,6 +64,11 @@ def explain(message: str, words: Sequence[str]) -> str:
     Returns:
         One or a few lines.
     """
+    if function := _UNANNOTATED.search(message):
+        return (
+            f"{function[1]} is a function, and is called only where it says what it returns: it "
+            f"needs the annotation `-> {function[2]}`"
+        )
     # PyYAML's name for a file whose text it was handed
     message = message.replace('"<unicode string>"', " or ".join(map(str, _files(words))))
     lines = [

@@ -62,6 +62,8 @@ OPTIMIZING = (
 
 _SUBCLASSES = re.compile(r"(, known subclasses: )(.*?)(\)?)$", re.DOTALL)
 _MOST_NAMED = 12
+_NO_NETWORKS = ("TimmEncoder", "EncoderHead", "FCDiscriminator", "StructureAnalyzer")
+"""Modules of `lightning_seg.networks` that are parts or opponents of segmentation networks."""
 
 
 class ReadableParser(LightningArgumentParser):
@@ -168,7 +170,11 @@ class _ShortHelp(LightningArgumentParser().formatter_class):  # type: ignore[mis
             names = match[2].split(", ")
             if len(names) > _MOST_NAMED:
                 public = re.compile(rf"lightning_seg\.({kind}\.|callbacks\.)?\w+(?<!Module)")
+                apart = _NO_NETWORKS if action.dest.endswith("network") else ()
+                if action.dest.endswith("discriminator"):
+                    public = re.compile(r"lightning_seg\.networks\.FCDiscriminator")
                 names = [name for name in names if public.fullmatch(name)]
+                names = [name for name in names if not name.endswith(apart)]
                 # of a module's classes, the first one is named with the module
                 modules = [name.rpartition(".")[0] for name in names]
                 names = [

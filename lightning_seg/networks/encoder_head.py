@@ -122,9 +122,14 @@ def require_batch(image_level: nn.Module, features: Tensor) -> None:
         return
     for layer in image_level.modules():
         if layer.training and type(layer) is nn.BatchNorm2d:
-            raise SetupError(
-                "the network pools each image to one value per channel, which batch norm cannot "
-                "normalise over a single image: it needs 2 or more images per device, "
-                "SyncBatchNorm over several devices, or batch norm in evaluation mode",
-                option=("data.batch_size", "trainer.sync_batchnorm true", "freeze_batch_norm all"),
-            )
+            raise too_few_images()
+
+
+def too_few_images() -> SetupError:
+    """Return the error for batch norms that get a single value per channel in training."""
+    return SetupError(
+        "the network pools each image to one value per channel, which batch norm cannot "
+        "normalise over a single image: it needs 2 or more images per device, "
+        "SyncBatchNorm over several devices, or batch norm in evaluation mode",
+        option=("data.batch_size", "trainer.sync_batchnorm true", "freeze_batch_norm all"),
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
-from lightning_seg.networks.encoder_head import resize
+from lightning_seg.networks.encoder_head import resize, too_few_images
 from lightning_seg.networks.foreign import build, imported
 from lightning_seg.networks.image_sizes import fill_up
 from lightning_seg.networks.outputs import read_outputs
@@ -172,6 +172,8 @@ class NamedNetwork(nn.Module):
         try:
             found = self.network(filled)
         except (RuntimeError, ValueError) as error:
+            if "more than 1 value per channel" in str(error):
+                raise too_few_images() from error
             if size[0] >= self._tried[0] and size[1] >= self._tried[1]:
                 raise
             raise SetupError(

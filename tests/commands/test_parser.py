@@ -229,7 +229,11 @@ def test_no_function_is_called_before_it_is_known_what_it_returns(
     with pytest.raises(SystemExit) as stop:
         cli.main(["fit", "-c", piece(tmp_path, {"model": {"init_args": part}})])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    if "calls.run" in part.values():
+        assert "calls.run is a function" in message
+        assert len(message.splitlines()) == 1
     assert not (tmp_path / "called").exists()
     monkeypatch.delitem(sys.modules, "calls", raising=False)
 

@@ -268,6 +268,12 @@ def test_a_size_below_those_that_were_tried_is_one_sentence() -> None:
         ours(torch.zeros(1, 3, 30, 30))
 
 
+def test_a_single_image_is_too_few_for_pooled_batch_norms() -> None:
+    ours = NamedNetwork(5, f"{VISION}.deeplabv3_mobilenet_v3_large")
+    with pytest.raises(SetupError, match="needs 2 or more images per device"):
+        ours(torch.zeros(1, 3, 128, 128))
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
