@@ -63,7 +63,8 @@ def adapt_input(network: nn.Module, channels: int, pretrained: bool) -> bool:
             option=("network", "data.channels"),
         )
     for layer in layers:
-        layer.weight = nn.Parameter(_adapted(layer.weight.detach(), channels, pretrained))
+        adapted = _adapted(layer.weight.detach(), channels, pretrained)
+        layer.weight = nn.Parameter(adapted, requires_grad=layer.weight.requires_grad)
         layer.in_channels = channels
     return True
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_range
-from lightning_seg.networks.encoder import TimmEncoder, checkpoint_encoder
+from lightning_seg.networks.encoder import checkpoint_encoder
 from lightning_seg.networks.encoder_weights import InputMode
 from lightning_seg.signatures import ExplicitSignature
 from lightning_seg.training.checkpoints import (
@@ -36,7 +36,6 @@ from lightning_seg.training.image_input import ImageInput
 from lightning_seg.training.loss_guard import FiniteGuard
 from lightning_seg.training.optimization import (
     PolyLR,
-    backbone_of,
     build_optimizer,
     require_decay,
     with_schedule,
