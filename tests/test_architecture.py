@@ -23,6 +23,7 @@ FILES = [
 FLOORS = [
     ["ground"],
     ["lightning_seg/losses", "lightning_seg/networks", "lightning_seg/metrics"],
+    ["lightning_seg/inference"],
     ["lightning_seg/training"],
     ["lightning_seg/methods"],
     ["lightning_seg/callbacks"],
@@ -70,8 +71,8 @@ def test_no_module_imports_from_a_higher_floor_or_from_the_other_side(
     assert seen == height.keys() - {"cli"}
 
 
-def test_losses_and_networks_know_no_lightning() -> None:
-    for folder in ("losses", "networks"):
+def test_losses_networks_and_inference_know_no_lightning() -> None:
+    for folder in ("losses", "networks", "inference"):
         for path in (ROOT / "lightning_seg" / folder).rglob("*.py"):
             assert not re.search(r"^\s*(from|import) lightning\b", path.read_text(), re.M), path
 

@@ -245,3 +245,10 @@ def test_the_wrapper_and_the_yaml_of_the_page_on_networks_work(
         assert run.trainer.global_step == 2
     for module in [each for each in sys.modules if each.startswith("my_package")]:
         monkeypatch.delitem(sys.modules, module)
+
+
+def test_the_predictor_of_the_page_on_prediction_runs() -> None:
+    (code,) = blocks("python", (ROOT / "docs/inference.md").read_text())
+    names: dict[str, object] = {}
+    exec(compile(code, "inference.md", "exec"), names)
+    assert names["labels"].shape == (1, 300, 400)

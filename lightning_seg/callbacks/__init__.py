@@ -1,6 +1,7 @@
 """Lightning callbacks: tables, pictures, speed, files, running means of weights, searches."""
 
 from lightning_seg.callbacks.complementary_sampling import ComplementarySampling
+from lightning_seg.callbacks.inference import Inference
 from lightning_seg.callbacks.iou_table import IoUTable
 from lightning_seg.callbacks.last_checkpoint import LastCheckpoint
 from lightning_seg.callbacks.network_ema import NetworkEMA
@@ -14,6 +15,7 @@ from lightning_seg.callbacks.stop_on_signal import StopOnSignal
 from lightning_seg.callbacks.validation_pictures import ValidationPictures
 
 ON_EVERY_RUN = {
+    "inference": Inference,
     "predictions": PredictionWriter,
     "iou_table": IoUTable,
     "scores": ScoreFiles,
@@ -29,6 +31,7 @@ __all__ = [
     "ON_EVERY_RUN",
     "BatchSizeSearch",
     "ComplementarySampling",
+    "Inference",
     "IoUTable",
     "LastCheckpoint",
     "LearningRateSearch",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
+from lightning_seg.inference import Predictor
 from lightning_seg.losses import CrossEntropy, WeightedSum, fit_pixel_loss
 from lightning_seg.networks import LRASPP
 from lightning_seg.networks.outputs import read_outputs, require_logits
@@ -18,6 +19,7 @@ from lightning_seg.numerics import at_least_float32
 from lightning_seg.training.class_weights import ClassWeights, Counted
 from lightning_seg.training.evaluation import Evaluation, Extent
 from lightning_seg.training.method import MethodModule
+from lightning_seg.training.prediction import predicted
 from lightning_seg.views import VOID, ClassView, ColorView, ScaleView, Views, correctness
 
 
@@ -59,6 +61,9 @@ class SegmentationModule(MethodModule, ABC):
         own_terms: Names of the losses that a method logs as `loss_<name>`, which no term of a
             `WeightedSum` may have.
         evaluated: The scores of the last validation or test, as `Evaluation.compute` returns them.
+        predictor: How the network sees the images of validation, test and prediction: whole, in
+            windows, or in several copies. By default whole.
+        keeps_probabilities: Whether predictions also hold the probabilities of the classes.
 
     Raises:
         SetupError: Two settings contradict each other, or the data has no classes.
@@ -67,6 +72,7 @@ class SegmentationModule(MethodModule, ABC):
     needs = ("mask", "it trains on whole images with masks", "data.patches null")
     loss: nn.Module
     own_terms: ClassVar[tuple[str, ...]] = ()
+    keeps_probabilities = False
 
     def __init__(
         self,
@@ -107,6 +113,7 @@ class SegmentationModule(MethodModule, ABC):
         self.val_evaluation = Evaluation(num_classes, ignore_index)
         self.test_evaluation = Evaluation(num_classes, ignore_index)
         self.evaluated: dict[str, Tensor] = {}
+        self.predictor = Predictor()
         self._class_weights = ClassWeights(class_weights, num_classes)
         self.use_loss(CrossEntropy(ignore_index) if pixel_loss is None else pixel_loss)
 
@@ -221,8 +228,13 @@ class SegmentationModule(MethodModule, ABC):
         self._log_scores("test", self.test_evaluation)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Return `labels`, (B, H, W) uint8 class ids at the size of the images, and the `id`s."""
-        return {"id": batch["id"], "labels": _labels(self(batch["image"])).to(torch.uint8)}
+        """Return `labels`, (B, H, W) uint8 class ids at the size of the images, and the `id`s.
+
+        Where `keeps_probabilities`, `probabilities` are (B, C, H, W) float16. Of an image that the
+        batch holds as a `file`, and not as pixels, the result is `strips`, which yields a `Strip`
+        of rows after the other.
+        """
+        return {"id": batch["id"], **predicted(self, batch)}
 
     # Pictures
 
@@ -252,7 +264,7 @@ class SegmentationModule(MethodModule, ABC):
         return {}
 
     def _evaluate(self, batch: dict[str, Any], evaluation: Evaluation) -> Tensor:
-        logits, target = at_least_float32(self(batch["image"])), batch["mask"]
+        logits, target = at_least_float32(self.predictor(self, batch["image"])), batch["mask"]
         # of every image: a loss that pools a batch would depend on which images share one
         losses = [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
         return evaluation.update(logits, target, torch.stack(losses))
@@ -325,8 +337,3 @@ def labeled_part(batch: dict[str, Any]) -> dict[str, Any]:
 def _numbered(names: Sequence[str]) -> bool:
     """Return whether class names are the default ones, which say nothing of the order."""
     return list(names) == [f"class_{index}" for index in range(len(names))]
-
-
-def _labels(logits: Tensor) -> Tensor:
-    """Return the class ids of the largest logits, (B, C, H, W) -> (B, H, W) int64."""
-    return logits.max(dim=1).indices  # argmax(1) takes ten times as long on CPUs

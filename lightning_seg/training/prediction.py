@@ -1,0 +1,75 @@
+"""The class ids of a batch that is predicted: from pixels in memory, or from a file in strips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_seg.inference import Strip, strips
+from lightning_seg.numerics import at_least_float32
+
+if TYPE_CHECKING:
+    from lightning_seg.training.segmentation import SegmentationModule
+
+
+class RowReader(Protocol):
+    """An image of which some rows are read at a time."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Return the (channels, bottom - top, W) pixels of some rows; the numbers grow."""
+        ...
+
+
+def predicted(module: SegmentationModule, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the prediction of a batch; see `SegmentationModule.predict_step`."""
+    keep = module.keeps_probabilities
+    if "file" in batch:
+        return {"strips": _strips_of_file(module, batch["file"], keep)}
+    image = batch["image"]
+    size = (image.shape[-2], image.shape[-1])
+    if module.predictor.divides(size):
+        every = [_in_memory(module, each, size, keep) for each in image]
+        found = {"labels": torch.stack([labels for labels, _ in every])}
+        maps = [each for _, each in every if each is not None]
+        return found | ({"probabilities": torch.stack(maps)} if keep else {})
+    logits = module.predictor(module, image)
+    found = {"labels": logits.max(dim=1).indices.to(torch.uint8)}  # argmax takes ten times as long
+    return found | ({"probabilities": _probabilities(logits)} if keep else {})
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return at_least_float32(logits).softmax(1).half()
+
+
+def _in_memory(
+    module: SegmentationModule, image: Tensor, size: tuple[int, int], keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return class ids and probabilities of one image, whose logits are never all in memory."""
+
+    def rows(top: int, bottom: int) -> Tensor:
+        return image[:, top:bottom]
+
+    parts = list(strips(module.predictor, module, rows, size, keep))
+    labels = torch.cat([part.labels for part in parts])
+    maps = [part.probabilities for part in parts if part.probabilities is not None]
+    return labels, torch.cat(maps, dim=1) if maps else None
+
+
+def _strips_of_file(module: SegmentationModule, file: RowReader, keep: bool) -> Iterator[Strip]:
+    """Yield the prediction of a file, which is read while it is predicted."""
+    context: Callable[[], Any] = module.trainer.precision_plugin.predict_step_context
+
+    def network(image: Tensor) -> Tensor:
+        with context():  # the caller takes the strips after the step
+            return module(image)  # type: ignore[no-any-return]
+
+    def rows(top: int, bottom: int) -> Tensor:
+        return file.rows(top, bottom).to(module.device)
+
+    yield from strips(module.predictor, network, rows, file.size, keep)
