@@ -20,6 +20,7 @@ from datamodules.augmenting.transforms import Step
 from datamodules.errors import DataError
 from datamodules.loading.dataset import Failing, OnBadSample, SegmentationDataset, collate
 from datamodules.loading.loaders import Stream, cores, end_workers
+from datamodules.loading.prediction import PredictionDataset
 from datamodules.loading.shards import UnlabeledShards
 from datamodules.loading.streams import Examples, Loaders, Rank, follow
 from datamodules.option_checks import at_least, checked_range, require_channel_options, within
@@ -27,8 +28,9 @@ from datamodules.reading.cache import DecodedCache
 from datamodules.reading.color_maps import class_names
 from datamodules.reading.decoding import Reading, image_size, require_known_range, unstated_ranges
 from datamodules.reading.mask_decoder import VOID
+from datamodules.reading.row_files import read_whole
 from datamodules.reading.samples import MAX_PIXELS
-from datamodules.reading.sources import FileSource, Source, configure, files, spread
+from datamodules.reading.sources import FileSource, Source, configure, files, part_of, spread
 from lightning_seg.signatures import ExplicitSignature
 
 Split = Literal["train", "val", "test"]
@@ -95,6 +97,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         skip_unpaired: True makes `source` leave out images without masks and masks without images.
         trains_on_val: True where the options ask for training on validation images.
         shards: Tar files of unlabelled images; None where there are none.
+        rows_above: Pixels of an image above which prediction gets the file; None gives all pixels.
     """
 
     ignore_index = VOID
@@ -104,6 +107,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
     skip_unpaired = False
     trains_on_val = False
     shards: UnlabeledShards | None = None
+    rows_above: int | None = None
     _fewer_images: tuple[str, ...] = ()  # options that reduce the training set
 
     def __init__(
@@ -257,9 +261,25 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
             if len(source) == 0 and name not in self.may_be_empty:
                 raise DataError(f"split {name!r} of {type(self).__name__} has no images")
 
+    def leave_out(self, done: Callable[[str], bool]) -> int:
+        """Leave images out of the prediction.
+
+        Args:
+            done: Returns whether the image of an id is left out.
+
+        Returns:
+            The number of images that are left out.
+        """
+        source = self._sources["predict"]
+        left = [name for name in source.ids if not done(name)]
+        self._sources["predict"] = part_of(source, left)
+        return len(source) - len(left)
+
     def _require_range_to_predict(self, source: Source) -> None:
         """Raise an error where no image has a known range; warn where some images have none."""
-        ranges = unstated_ranges(spread(files(source), 8), self.reading)
+        ranges = unstated_ranges(
+            spread(read_whole(files(source), self.rows_above), 8), self.reading
+        )
         try:
             require_known_range(ranges)
         except DataError as error:
@@ -334,10 +354,13 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         source = self._sources[name]
         batch_size = self.val_batch_size
         if name == "predict" and batch_size > 1 and isinstance(source, FileSource):
-            batch_size = batch_size if len(_sizes(source)) == 1 else 1
+            alone = self.rows_above is not None or len(_sizes(source)) > 1
+            batch_size = 1 if alone else batch_size
         # a prediction must not silently be that of another image
         on_bad_sample: Failing = "report" if name == "predict" else self.on_bad_sample
         dataset = self._dataset(source, on_bad_sample)
+        if name == "predict" and isinstance(dataset, SegmentationDataset):
+            dataset = PredictionDataset(dataset, files(source), self.rows_above, self.reading)
         loader = self._loaders().ordered(dataset, batch_size, self.num_workers)
         self._open.append(partial(end_workers, loader))
         return loader

@@ -197,6 +197,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         sound = [item for item in items if "failed" not in item]
         batch = collate(sound or [{"image": items[0]["image"], "id": items[0]["id"]}])
         return {**batch, "failed": failed}
+    if "file" in items[0]:  # of a large image, which is read while it is predicted
+        (item,) = items
+        return {"id": [item["id"]], "path": [item["path"]], "file": item["file"]}
     items = of_one_type(items)
     sizes = {tuple(item["image"].shape[1:]): item["id"] for item in items}
     if len(sizes) > 1:

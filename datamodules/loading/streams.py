@@ -23,11 +23,12 @@ from datamodules.loading.loaders import (
     set_up_worker,
 )
 from datamodules.loading.patch_dataset import PatchDataset
+from datamodules.loading.prediction import PredictionDataset
 from datamodules.loading.shards import ShardStream, UnlabeledShards
 from datamodules.selection.samplers import ClassSampler, KeySampler
 from datamodules.selection.seeds import RandomStream
 
-Examples = SegmentationDataset | PatchDataset
+Examples = SegmentationDataset | PatchDataset | PredictionDataset
 
 LABELED, UNLABELED, LABELED_REAL = "labeled", "unlabeled", "labeled_real"
 

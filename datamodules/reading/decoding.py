@@ -111,10 +111,7 @@ def decode_image(
     if deep is None:
         return np.array(loaded(header, path).convert("RGB"))
     grey_or_rgb = without_alpha(deep.array)
-    low, high = _range(grey_or_rgb, deep, path, reading)
-    # values -> 0..255
-    scaled = (grey_or_rgb.astype(np.float64) - low) * (255 / (high - low))
-    image = np.clip(scaled.round(), 0, 255).astype(np.uint8)
+    image = to_bytes(grey_or_rgb, *value_range(grey_or_rgb, deep, path, reading))
     if header.inverted and header.bits > 8:
         image = 255 - image
     return np.ascontiguousarray(image if image.ndim == 3 else image[..., None].repeat(3, axis=2))
@@ -125,7 +122,7 @@ def _decode_bands(data: bytes, path: Path | str, reading: Reading) -> NDArray[An
     bands = stored_bands(data, header, path, reading.channels)
     if bands.array.dtype == np.uint8 and bands.full == 255:
         return np.ascontiguousarray(bands.array)
-    low, high = _range(bands.array, bands, path, reading)
+    low, high = value_range(bands.array, bands, path, reading)
     fractions = as_fractions(bands.array, low, high)
     return 1 - fractions if header.inverted else fractions
 
@@ -137,10 +134,26 @@ def without_alpha(array: NDArray[Any]) -> NDArray[Any]:
     return array[..., 0] if array.shape[2] < 3 else array[..., :3]
 
 
-def _range(
+def to_bytes(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Return values as bytes: 0 for `low`, 255 for `high`, and values beyond clipped."""
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.clip(scaled.round(), 0, 255).astype(np.uint8)
+
+
+def value_range(
     values: NDArray[Any], deep: Samples, path: Path | str, reading: Reading
 ) -> tuple[float, float]:
-    """Return the values of black and white in an image."""
+    """Return the values of black and white in an image.
+
+    Args:
+        values: The samples, or their smallest and largest value.
+        deep: States the largest value that the file may hold.
+        path: Name of the file, for errors.
+        reading: States the range where it is an option.
+
+    Raises:
+        DataError: The range is not known, or a value is not finite.
+    """
     if not np.isfinite(values).all():
         raise DataError(f"image {path} must hold finite numbers; it holds NaN or infinity")
     if reading.image_range is not None and not (deep.full and deep.full <= 255):

@@ -11,7 +11,7 @@ import io
 import re
 import stat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -139,7 +139,7 @@ def opened(data: bytes, path: Path | str, max_pixels: int | None = None) -> Open
         DataError: The file is no image, or larger than `max_pixels`.
     """
     try:
-        tags, pages = _tiff(data) if data[:2] in (b"II", b"MM") else ({}, 0)
+        tags, pages = tiff_tags(io.BytesIO(data), len(data))
     except Exception as error:  # of a damaged file
         raise undecodable(path, error) from error
     try:
@@ -283,15 +283,22 @@ def _pnm(data: bytes, path: Path | str) -> Samples | None:
     return Samples(values.reshape(shape), None if largest == 65535 else largest)
 
 
-def _tiff(data: bytes) -> tuple[dict[int, Any], int]:
-    """Return the tags of a TIFF's first page and the number of pages."""
-    big = data[2:4] in (b"\x2b\x00", b"\x00\x2b")
-    directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
-    file = io.BytesIO(data)
+def tiff_tags(file: BinaryIO, length: int) -> tuple[dict[int, Any], int]:
+    """Return the tags of a TIFF's first page and the number of pages; of other files nothing and 0.
+
+    Args:
+        file: The file at its beginning.
+        length: Its length in bytes.
+    """
+    head = file.read(16)
+    if head[:2] not in (b"II", b"MM"):
+        return {}, 0
+    big = head[2:4] in (b"\x2b\x00", b"\x00\x2b")
+    directory = TiffImagePlugin.ImageFileDirectory_v2(head[: 16 if big else 8])
     first: dict[int, Any] = {}
     seen: set[int] = set()
     pages = 0
-    while directory.next and directory.next not in seen and directory.next < len(data):
+    while directory.next and directory.next not in seen and directory.next < length:
         seen.add(directory.next)
         file.seek(directory.next)
         directory.load(file)

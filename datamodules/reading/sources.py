@@ -270,6 +270,15 @@ class Relabeled(Source):
         return example._replace(mask=np.full(example.size, VOID, np.uint8) if self.void else None)
 
 
+def part_of(source: Source, ids: Sequence[str]) -> Source:
+    """Return the examples of some names; of files again a `FileSource`."""
+    if not isinstance(source, FileSource):
+        return Subset(source, ids)
+    images = {name: source.images[name] for name in ids}
+    masks = None if source.masks is None else {name: source.masks[name] for name in ids}
+    return FileSource(images, masks, source.decode, source.cache, source.reading)
+
+
 def without_labels(source: Source) -> Source:
     """Return the images of a source without masks; mask files are then not read."""
     return source.without_labels() if isinstance(source, FileSource) else Relabeled(source)

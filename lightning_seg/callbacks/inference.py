@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
@@ -60,12 +61,18 @@ class Inference(Callback):
         self.during_fit = during_fit
         self.stream_above = stream_above
 
+    def prepare(self, data: Any) -> None:
+        """Let a data module give large images to `predict` as files, where `window` is set."""
+        if hasattr(data, "rows_above"):
+            data.rows_above = self.stream_above if self.predictor.window else None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the module see images as the options say.
 
         Raises:
             SetupError: The options do not fit the module, its network or the strategy.
         """
+        self.prepare(trainer.datamodule)  # type: ignore[attr-defined]
         if self.predictor.plain or (stage == "fit" and not self.during_fit):
             if isinstance(pl_module, SegmentationModule):
                 pl_module.predictor = Predictor()

@@ -1,10 +1,9 @@
-"""Predictions are written to files batch by batch."""
+"""Predictions are written to files batch by batch, those of large images in strips of rows."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 from PIL import Image
 
-from lightning_seg.errors import SetupError, require_range
+from lightning_seg.callbacks.mask_files import Georeference, GeoTIFFMask, georeference
+from lightning_seg.callbacks.prediction_files import (
+    is_written,
+    place,
+    remove_parts,
+    require_writable,
+    write_strips,
+)
+from lightning_seg.errors import SetupError, UserError, require_range
 from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, overlay
 from lightning_seg.processes import world_size
@@ -26,36 +33,72 @@ class PredictionWriter(BasePredictionWriter):
     """Writes predictions as `masks/<id>.png` and `overlays/<id>.jpg`.
 
     A mask is a palette PNG of the image's own size: its stored values are class ids, and any viewer
-    shows them in the colours of the classes. Each file appears whole or not at all.
+    shows them in the colours of the classes. The mask of a TIFF file with a georeference is a tiled
+    `masks/<id>.tif` with the same georeference, where the package rasterio (extra `geo`) is
+    installed. Each file appears whole or not at all. The overlay of an image that is read in strips
+    of rows shows every n-th pixel, so that it has at most 4 million.
 
     Args:
         output_dir: The folder of `masks` and `overlays`; None takes `predictions` in the Trainer's
             `default_root_dir`.
         overlays: Whether the colour overlays are written.
         opacity: Share of the class colour in an overlay, in [0, 1].
+        probabilities: Whether `probabilities/<id>.npy` holds the (classes, height, width) float16
+            probabilities of an image, too.
+        resume: Whether images whose files are all there are left out. What a killed run left half
+            written is removed, so no other run may write to the folder at the same time.
 
     Attributes:
         written: Number of predictions that this process has written.
+        kept: Number of images that `resume` has left out.
         failed: (id, error) of every image that could not be read; of all processes at the end.
 
     Raises:
-        SetupError: `opacity` is out of range, or an image's id leads out of the folder.
+        SetupError: `opacity` is out of range, an image's id leads out of the folder, or the folder
+            cannot be written to.
     """
 
     def __init__(
-        self, output_dir: str | None = None, overlays: bool = True, opacity: float = 0.5
+        self,
+        output_dir: str | None = None,
+        overlays: bool = True,
+        opacity: float = 0.5,
+        probabilities: bool = False,
+        resume: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
         require_range(0, 1, opacity=opacity)
         self.output_dir = output_dir
         self.overlays = overlays
         self.opacity = opacity
-        self.written = 0
+        self.probabilities = probabilities
+        self.resume = resume
+        self.written = self.kept = 0
         self.failed: list[tuple[str, str]] = []
 
     def folder(self, trainer: Trainer) -> Path:
         """Return the folder of `masks` and `overlays`."""
         return Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the module for what is to be written, and leave out what is there.
+
+        Raises:
+            SetupError: The folder cannot be written to.
+        """
+        if stage != "predict":
+            return
+        root = self.folder(trainer)
+        require_writable(root)
+        pl_module.keeps_probabilities = self.probabilities  # type: ignore[assignment]
+        self.kept = 0
+        if self.resume:
+            if trainer.is_global_zero:
+                remove_parts(root)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if not hasattr(data, "leave_out"):
+                raise SetupError("resume needs a data module of this package", option="resume")
+            self.kept = data.leave_out(partial(is_written, root, self.overlays, self.probabilities))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count, and take the colours of the module's classes."""
@@ -76,17 +119,55 @@ class PredictionWriter(BasePredictionWriter):
         self.failed += batch.get("failed", [])
         unread = {name for name, _ in self.failed}
         root = self.folder(trainer)
+        if "strips" in prediction:
+            self._write_strips(pl_module, prediction, batch, root)
+            return
         labels = prediction["labels"].cpu().numpy()
-        for name, mask, image in zip(prediction["id"], labels, batch["image"], strict=True):
+        paths = batch.get("path", [None] * len(labels))
+        for number, name in enumerate(prediction["id"]):
             if name in unread:
                 continue
-            index = Image.fromarray(mask)
-            index.putpalette(self._colors.tobytes())
-            _save(index, root / "masks" / f"{name}.png")
+            mask = labels[number]
+            if self.probabilities:
+                values = prediction["probabilities"][number].cpu().numpy()
+                with write_whole(place(root, "probabilities", name)) as part:
+                    np.save(part, values)
+            self._write_mask(root, name, mask, georeference(paths[number]))
             if self.overlays:
+                image = batch["image"][number]
                 shown = rgb_array(pl_module.picture(image))  # type: ignore[operator]
-                _save(self._overlay(shown, mask), root / "overlays" / f"{name}.jpg", quality=92)
+                _save(self._overlay(shown, mask), place(root, "overlays", name), quality=92)
             self.written += 1
+
+    def _write_mask(
+        self, root: Path, name: str, mask: NDArray[np.uint8], where: Georeference | None
+    ) -> None:
+        if where is not None:
+            with write_whole(place(root, "masks", name, ".tif")) as part:
+                file = GeoTIFFMask(part, mask.shape, self._colors, where)
+                file.add(mask)
+                file.close()
+            return
+        index = Image.fromarray(mask)
+        index.putpalette(self._colors.tobytes())
+        _save(index, place(root, "masks", name))
+
+    def _write_strips(
+        self, module: LightningModule, prediction: Any, batch: Any, root: Path
+    ) -> None:
+        """Write the prediction of an image that is read while it is predicted."""
+        (name,), (path,), file = prediction["id"], batch["path"], batch["file"]
+        try:
+            with write_strips(root, name, prediction["strips"], file, path, self._colors) as small:
+                if self.overlays:
+                    image = torch.from_numpy(file.small).permute(2, 0, 1)  # (h, w, C) -> (C, h, w)
+                    shown = self._overlay(rgb_array(module.picture(image)), small)  # type: ignore[operator]
+                    _save(shown, place(root, "overlays", name), quality=92)
+            self.written += 1
+        except UserError as error:  # the file is damaged
+            self.failed.append((name, str(error)))
+        finally:
+            file.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect the failures of all processes."""
@@ -99,16 +180,7 @@ class PredictionWriter(BasePredictionWriter):
         return Image.fromarray(overlay(image, mask, self._colors, self.opacity))
 
 
-_LONGEST = 255  # bytes of a file's name
-
-
 def _save(picture: Image.Image, path: Path, **options: Any) -> None:
-    if ".." in path.parts:
-        raise SetupError(f"an image's id leads out of the output folder: {path}")
     kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
-    if len(os.fsencode(path.name)) > _LONGEST:
-        digest = sha256(path.stem.encode()).hexdigest()[:8]
-        kept = path.stem.encode()[: _LONGEST - 16].decode(errors="ignore")
-        path = path.with_name(f"{kept}-{digest}{path.suffix}")
     with write_whole(path) as part:
         picture.save(part, format=kind, **options)

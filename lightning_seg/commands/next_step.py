@@ -40,6 +40,8 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
         look = folder / ("overlays" if writer.overlays else "masks")
         count = f"{writer.written} prediction{'s' * (writer.written != 1)}"
         written = f"written: {count} in {_short(folder)}"
+        if writer.kept:
+            written += f", where {writer.kept} more were already"
         return f"{written}; next: open {_short(look)}" if writer.written else written
     files = _callback(trainer, ScoreFiles).written
     if files is None:

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_seg.callbacks import ON_EVERY_RUN, ScoreFiles, wandb_run
+from lightning_seg.callbacks import ON_EVERY_RUN, Inference, ScoreFiles, wandb_run
 from lightning_seg.callbacks.metrics_file import keep_rows, log_once
 from lightning_seg.commands.checkpoint_path import checkpoint_path, starts_again
 from lightning_seg.commands.job import (
@@ -68,6 +68,9 @@ class SegmentationCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Set the data up first, so that a mistake in them is reported before a folder is made."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Inference):
+                callback.prepare(self.datamodule)
         self.datamodule.setup(self.subcommand)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
