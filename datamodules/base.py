@@ -30,7 +30,8 @@ from datamodules.loading.streams import (
 )
 from datamodules.option_checks import at_least
 from datamodules.reading.files import find_images
-from datamodules.reading.sources import FileSource, Source, Subset
+from datamodules.reading.sources import Source, Subset
+from datamodules.reading.videos import images_and_frames
 from datamodules.selection.class_pixels import class_pixels
 from datamodules.selection.label_splits import LabelSplit, divide
 from datamodules.selection.samplers import ClassSampler
@@ -51,8 +52,8 @@ class SegmentationDataModule(ImageDataModule, ABC):
     as often as an epoch needs, every pass over them in a new order.
 
     Args:
-        predict: Images that `predict` reads: a folder, a glob, an image, a `.txt` list of images,
-            or a list of these. None takes the test split.
+        predict: Images that `predict` reads: a folder, a glob, an image, a `.txt` list of images, a
+            video (extra `video`), or a list of these. None takes the test split.
         sampling: `images` draws labelled images in random order; `classes` draws a class and then
             an image that shows it, so that rare classes come as often as frequent ones.
         labeled: Training images that keep their labels: a fraction such as `1/8`, a share such as
@@ -79,6 +80,9 @@ class SegmentationDataModule(ImageDataModule, ABC):
             images for mix-and-match tuning. A batch then is a dict of `image` (N, 3, o, o) uint8,
             `label` (N,) int64 and `id`. None leaves images whole.
         image_options: Arguments of `ImageDataModule`.
+
+    Attributes:
+        videos: The video files that `predict` reads, by the first part of the ids of their frames.
 
     Raises:
         DataError: An option is impossible, alone or with the others.
@@ -129,6 +133,7 @@ class SegmentationDataModule(ImageDataModule, ABC):
         self.unlabeled_masks = unlabeled_masks
         self.patches = patches
         self.split: LabelSplit | None = None
+        self.videos: dict[str, Path] = {}
         self._class_samplers: list[ClassSampler] = []
         self._check_options()
         self._warn_of_unused(
@@ -172,7 +177,8 @@ class SegmentationDataModule(ImageDataModule, ABC):
         """Return the images that the option `predict` names, or the test split without it."""
         if self.predict is None:
             return super().predict_source()
-        return FileSource(find_images(self.predict, option="predict"))
+        self.videos, source = images_and_frames(self.predict, self.reading)
+        return source
 
     # Finding the images
 

@@ -22,6 +22,7 @@ from lightning_seg.callbacks.prediction_files import (
     require_writable,
     write_strips,
 )
+from lightning_seg.callbacks.video_file import OverlayVideos
 from lightning_seg.errors import SetupError, UserError, require_range
 from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, overlay
@@ -36,7 +37,8 @@ class PredictionWriter(BasePredictionWriter):
     shows them in the colours of the classes. The mask of a TIFF file with a georeference is a tiled
     `masks/<id>.tif` with the same georeference, where the package rasterio (extra `geo`) is
     installed. Each file appears whole or not at all. The overlay of an image that is read in strips
-    of rows shows every n-th pixel, so that it has at most 4 million.
+    of rows shows every n-th pixel, so that it has at most 4 million. The overlays of a video are
+    `overlays/<name>.mp4`, and the masks of its frames `masks/<name>/<frame>.png`.
 
     Args:
         output_dir: The folder of `masks` and `overlays`; None takes `predictions` in the Trainer's
@@ -47,6 +49,7 @@ class PredictionWriter(BasePredictionWriter):
             probabilities of an image, too.
         resume: Whether images whose files are all there are left out. What a killed run left half
             written is removed, so no other run may write to the folder at the same time.
+        frame_masks: Whether masks of the frames of a video are written beside the overlays.
 
     Attributes:
         written: Number of predictions that this process has written.
@@ -65,6 +68,7 @@ class PredictionWriter(BasePredictionWriter):
         opacity: float = 0.5,
         probabilities: bool = False,
         resume: bool = False,
+        frame_masks: bool = True,
     ) -> None:
         super().__init__(write_interval="batch")
         require_range(0, 1, opacity=opacity)
@@ -73,6 +77,8 @@ class PredictionWriter(BasePredictionWriter):
         self.opacity = opacity
         self.probabilities = probabilities
         self.resume = resume
+        self.frame_masks = frame_masks
+        self._videos = OverlayVideos(Path(), {})
         self.written = self.kept = 0
         self.failed: list[tuple[str, str]] = []
 
@@ -90,15 +96,28 @@ class PredictionWriter(BasePredictionWriter):
             return
         root = self.folder(trainer)
         require_writable(root)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self._videos = OverlayVideos(root, getattr(data, "videos", {}))
+        if self._videos.videos and trainer.world_size > 1:
+            raise SetupError(
+                "the frames of a video are predicted in order, by one process, not by "
+                f"{trainer.world_size}",
+                option="trainer.devices 1",
+            )
         pl_module.keeps_probabilities = self.probabilities  # type: ignore[assignment]
         self.kept = 0
         if self.resume:
             if trainer.is_global_zero:
                 remove_parts(root)
-            data = trainer.datamodule  # type: ignore[attr-defined]
             if not hasattr(data, "leave_out"):
                 raise SetupError("resume needs a data module of this package", option="resume")
-            self.kept = data.leave_out(partial(is_written, root, self.overlays, self.probabilities))
+            self.kept = data.leave_out(partial(self._is_written, root))
+
+    def _is_written(self, root: Path, name: str) -> bool:
+        video = self._videos.video_of(name)
+        if video is not None and self.overlays:  # it appears after its last frame
+            return self._videos.path(video).is_file()
+        return is_written(root, self.overlays, self.probabilities, name)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count, and take the colours of the module's classes."""
@@ -132,11 +151,16 @@ class PredictionWriter(BasePredictionWriter):
                 values = prediction["probabilities"][number].cpu().numpy()
                 with write_whole(place(root, "probabilities", name)) as part:
                     np.save(part, values)
-            self._write_mask(root, name, mask, georeference(paths[number]))
+            video = self._videos.video_of(name)
+            if video is None or self.frame_masks:
+                self._write_mask(root, name, mask, georeference(paths[number]))
             if self.overlays:
                 image = batch["image"][number]
-                shown = rgb_array(pl_module.picture(image))  # type: ignore[operator]
-                _save(self._overlay(shown, mask), place(root, "overlays", name), quality=92)
+                shown = self._overlay(rgb_array(pl_module.picture(image)), mask)  # type: ignore[operator]
+                if video is None:
+                    _save(shown, place(root, "overlays", name), quality=92)
+                else:
+                    self._videos.add(video, np.asarray(shown))
             self.written += 1
 
     def _write_mask(
@@ -164,17 +188,26 @@ class PredictionWriter(BasePredictionWriter):
                     shown = self._overlay(rgb_array(module.picture(image)), small)  # type: ignore[operator]
                     _save(shown, place(root, "overlays", name), quality=92)
             self.written += 1
-        except UserError as error:  # the file is damaged
+        except UserError as error:
+            if error.scope != "data":
+                raise
             self.failed.append((name, str(error)))
         finally:
             file.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect the failures of all processes."""
+        """Complete the last video, and collect the failures of all processes."""
+        self._videos.close()
         if world_size() > 1:
             gathered: list[Any] = [None] * world_size()
             torch.distributed.all_gather_object(gathered, self.failed)
             self.failed = list(dict.fromkeys(pair for each in gathered for pair in each))
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove a video that is not complete."""
+        self._videos.discard()
 
     def _overlay(self, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> Image.Image:
         return Image.fromarray(overlay(image, mask, self._colors, self.opacity))
