@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -55,16 +56,14 @@ def place(root: Path, kind: Kind, name: str, suffix: str | None = None) -> Path:
 def require_writable(root: Path) -> None:
     """Raise `SetupError` for a folder in which no file can be made."""
     there = next(each for each in (root, *root.absolute().parents) if each.exists())
-    if not there.is_dir():
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
         raise SetupError(
-            f"predictions cannot be written to {root}: {there} is no folder",
+            f"predictions cannot be written to {root}: {there}: {error.strerror}",
             option="predictions.output_dir",
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise SetupError(
-            f"predictions cannot be written to {root}: {there} is read-only",
-            option="predictions.output_dir",
-        )
+        ) from error
 
 
 def is_written(root: Path, overlays: bool, probabilities: bool, name: str) -> bool:

@@ -13,6 +13,8 @@ from places import ROOT
 from small_runs import SMALL_WORDS
 
 import cli
+from lightning_seg import SetupError
+from lightning_seg.callbacks.mask_files import PNGMask
 
 rasterio = pytest.importorskip("rasterio")
 tifffile = pytest.importorskip("tifffile")
@@ -193,16 +195,15 @@ def test_a_killed_run_leaves_no_half_file_and_is_completed(photos, tmp_path, che
 def test_a_folder_that_cannot_be_written_to_is_an_error_before_the_work(
     photos, tmp_path, checkpoint
 ):
-    from lightning_seg import SetupError
-
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match=r"is no folder .*predictions.output_dir"):
-        predict(tmp_path / "file", checkpoint, photos)
+    for place, reason in ((tmp_path / "file", "Not a directory"), (Path("/proc/x"), "")):
+        with pytest.raises(
+            SetupError, match=rf"cannot be written .*{reason}.*predictions.output_dir"
+        ):
+            predict(tmp_path / "run", checkpoint, photos, f"--predictions.output_dir={place}")
 
 
 def test_a_full_disk_leaves_no_file(photos, tmp_path, checkpoint, monkeypatch):
-    from lightning_seg.callbacks.mask_files import PNGMask
-
     def full(self, labels) -> None:
         if self.row > 20:
             raise OSError(28, "No space left on device")
