@@ -212,3 +212,16 @@ def test_a_full_disk_leaves_no_file(photos, tmp_path, checkpoint, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         predict(tmp_path / "out", checkpoint, photos / "a.png", *STREAMED)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_half_precision_holds_in_strips_too(photos, tmp_path, checkpoint):
+    """The strips are predicted after the step, whose precision they must have."""
+    words = ["--trainer.precision=bf16-mixed", "--predictions.probabilities=true"]
+    for name, options in (("memory", WINDOWS), ("strips", STREAMED)):
+        assert predict(tmp_path / name, checkpoint, photos / "a.png", *options, *words) == 0
+    assert predict(tmp_path / "full", checkpoint, photos / "a.png", *STREAMED, words[1]) == 0
+    memory, strips, full = (
+        np.load(tmp_path / each / "probabilities/a.npy") for each in ("memory", "strips", "full")
+    )
+    assert np.array_equal(memory, strips)
+    assert not np.array_equal(full, strips)

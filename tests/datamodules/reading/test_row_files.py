@@ -141,3 +141,11 @@ def test_without_rasterio_files_are_decoded_whole(tmp_path, monkeypatch) -> None
     FILES["tiled.tif"](tmp_path / "a.tif")
     file = RowFile(tmp_path / "a.tif", header_of(tmp_path / "a.tif"), Reading())
     assert np.array_equal(file.rows(3, 9).numpy().transpose(1, 2, 0), SMOOTH[3:9])
+
+
+def test_rows_that_were_passed_are_forgotten(tmp_path) -> None:
+    FILES["tiled.tif"](tmp_path / "a.tif")
+    file = large_file(tmp_path / "a.tif", 100, Reading())
+    for top in range(0, 76, 10):
+        file.rows(top, top + 20)
+        assert file._kept.shape == (20, 72, 3)
