@@ -5,8 +5,11 @@ This module imports no loss and no network, so that these need not import each o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_seg.processes import world_size
@@ -49,6 +52,22 @@ def require_fit(logits: Tensor, target: Tensor) -> None:
             f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: expected "
             "(B, C, H, W) and (B, H, W)"
         )
+
+
+def resize(value: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize feature maps or logits bilinearly with `align_corners=False`.
+
+    Args:
+        value: (B, C, h, w), any floating dtype.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        (B, C, *size); `value` itself where it has that size.
+    """
+    size = tuple(size)
+    if tuple(value.shape[-2:]) == size:
+        return value
+    return F.interpolate(value, size=size, mode="bilinear", align_corners=False)
 
 
 def masked_mean(values: Tensor, valid: Tensor | None, across_ranks: bool = False) -> Tensor:

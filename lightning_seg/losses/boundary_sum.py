@@ -13,15 +13,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_seg.losses.label_gradients import EdgeKernel, Entries
+from lightning_seg.losses.picked_pixels import PickedPixels
 
 
 class BoundarySum(torch.autograd.Function):
     """The sum of squares over the entries, from the logits of the S pixels in their windows."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, entries: Entries, kernel: EdgeKernel) -> Tensor:
-        """Return the sum, a scalar; the gradient is computed at once and kept for S pixels."""
-        images, classes, rows, columns = logits.shape
+    def forward(
+        ctx: Any, logits: Tensor, entries: Entries, kernel: EdgeKernel, size: tuple[int, int]
+    ) -> Tensor:
+        """Return the sum, a scalar; the gradient is computed at once and kept for S pixels.
+
+        Args:
+            ctx: The context of autograd.
+            logits: (B, C, h, w); logits smaller than `size` are upsampled at the S pixels.
+            entries: The entries of the sum.
+            kernel: The kernel of both directions.
+            size: (H, W) of the labels.
+        """
+        images, (rows, columns) = logits.shape[0], size
         windows = _windows(entries.pixels, rows, columns, kernel.size // 2)  # (T, N)
         # (B H W,), True at the S pixels in a window of any entry
         touched = torch.zeros(images * rows * columns, dtype=torch.bool, device=logits.device)
@@ -29,10 +40,9 @@ class BoundarySum(torch.autograd.Function):
         places = [torch.nonzero(part)[:, 0] for part in touched.view(images, -1)]
         # (B H W,) positions of the pixels among the S pixels
         compact = touched.cumsum(0) - 1
-        # (B, C, H W) -> (C, S)
-        flat = logits.reshape(images, classes, -1)
-        picked = [part.index_select(1, at) for part, at in zip(flat, places, strict=True)]
-        probabilities = torch.cat(picked, 1).softmax(0)  # (C, S)
+        # (B, C, h, w) -> (C, S)
+        picked = PickedPixels(logits, size, places)
+        probabilities = picked.values().softmax(0)
         # (T, N) -> (T, E) positions in the flattened (C, S)
         index = compact[windows][:, entries.at]
         index += entries.classes * probabilities.shape[1]
@@ -48,21 +58,17 @@ class BoundarySum(torch.autograd.Function):
             # through the softmax: p (g - sum_c p_c g_c)
             gradient *= probabilities
             gradient -= probabilities * gradient.sum(0)
-            ctx.save_for_backward(gradient, *places)
-            ctx.shape = logits.shape
+            ctx.save_for_backward(gradient)
+            ctx.picked = picked
         return error.square().sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of the logits: (C, S) values put into zeros of (B, C, H, W)."""
-        compact, *places = ctx.saved_tensors
-        images, classes, rows, columns = ctx.shape
-        gradient = compact.new_zeros(images, classes, rows * columns)
-        parts = (compact * outputs[0]).split([len(at) for at in places], 1)
-        for image, at, part in zip(gradient, places, parts, strict=True):
-            image.index_copy_(1, at, part)
-        return gradient.view(ctx.shape), None, None
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of the logits, from that of the S pixels."""
+        (compact,) = ctx.saved_tensors
+        gradient: Tensor = ctx.picked.gradient(compact * outputs[0])
+        return gradient, None, None, None
 
 
 def _windows(pixels: Tensor, rows: int, columns: int, reach: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_seg.losses.block_cross_entropy import Constants, block_cross_entropy, fitting
 from lightning_seg.numerics import at_least_float32, mean_of
 
 
@@ -27,8 +28,12 @@ def cross_entropy(
 
     `torch.nn.functional.cross_entropy` computes the same, but is NaN where no pixel is labelled.
 
+    Logits may be smaller than the labels. They are then upsampled within the loss, bilinearly with
+    `align_corners=False`, block by block of rows, so that full-size logits are never in memory.
+
     Args:
-        logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
+        logits: (B, C, h, w) with h <= H and w <= W, any floating dtype; computed in float32 or
+            wider.
         target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
         ignore_index: The class id of pixels to leave out.
         class_weights: (C,) weights of the classes, at least 0; None weighs all classes by 1.
@@ -40,7 +45,9 @@ def cross_entropy(
         A scalar, at least 0; 0 with a zero gradient where no pixel is labelled.
 
     Raises:
+        ValueError: The shapes do not fit.
         IndexError: On CPUs, a class id is neither in [0, C) nor `ignore_index`.
+        SetupError: A gradient of the gradient was asked for, of logits smaller than the labels.
 
     Examples:
         2x2 pixels, of which two are labelled with p(true class) = 1/2 and 3/4:
@@ -52,19 +59,23 @@ def cross_entropy(
         >>> round(cross_entropy(logits, target).item(), 4)
         0.4904
     """
-    logits = at_least_float32(logits)
+    logits, by_blocks = fitting(at_least_float32(logits), target)
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
-    # (B, C, H, W) and (B, H, W) -> a scalar, the sum over labelled pixels
-    total = F.cross_entropy(
-        logits,
-        target,
-        weight=class_weights,
-        ignore_index=ignore_index,
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
     valid = target != ignore_index  # (B, H, W)
+    # (B, C, h, w) and (B, H, W) -> a scalar, the sum over labelled pixels
+    if by_blocks:
+        constants = Constants(class_weights, label_smoothing)
+        total = block_cross_entropy(logits, target, valid, None, constants)
+    else:
+        total = F.cross_entropy(
+            logits,
+            target,
+            weight=class_weights,
+            ignore_index=ignore_index,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
     if class_weights is None:
         weight = valid.sum()
     else:
@@ -84,7 +95,7 @@ class CrossEntropy(nn.Module):
         across_ranks: In training mode, take the mean over the pixels of all processes.
 
     Shape:
-        (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
+        (B, C, h, w) logits, no larger than the labels, and (B, H, W) class ids -> a scalar.
 
     Examples:
         >>> loss = CrossEntropy()
@@ -92,6 +103,7 @@ class CrossEntropy(nn.Module):
         0.6931
     """
 
+    takes_smaller_logits = True
     class_weights: Tensor | None
 
     def __init__(
@@ -112,7 +124,7 @@ class CrossEntropy(nn.Module):
         """Return the loss; see `cross_entropy`.
 
         Args:
-            logits: (B, C, H, W), any floating dtype.
+            logits: (B, C, h, w) with h <= H and w <= W, any floating dtype.
             target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
 
         Returns:

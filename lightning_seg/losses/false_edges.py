@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_seg.losses.band_stencil import Band, Stencil
 from lightning_seg.losses.label_gradients import EdgeKernel, Entries
+from lightning_seg.losses.upsampled_rows import UpsampledRows
 
 _BLOCK = 2**19  # probabilities of a band for each thread, over r, which stay near the processor
 _ROWS = 24  # least rows of a band; 4r more rows are worked on than have results
@@ -59,7 +60,8 @@ class EdgeMeans(torch.autograd.Function):
 
         Args:
             ctx: The context of autograd.
-            logits: (B, C, H, W), float32 or wider.
+            logits: (B, C, h, w), float32 or wider; upsampled by bands where they are smaller than
+                the labels.
             labels: What the labels say about the pixels.
             kernel: The kernel of both directions.
             factors: (2,) factors of the sums, the reciprocals of their numbers of values.
@@ -75,7 +77,7 @@ class EdgeMeans(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return the gradient of the logits, (B, C, H, W)."""
+        """Return the gradient of the logits, (B, C, h, w)."""
         kernel, weight = ctx.rest
         (upstream,) = outputs  # (2,)
         gradient: Tensor | None
@@ -99,7 +101,7 @@ class _Sweep:
     """One pass over all bands: the scaled sums of squares, and the gradient of their sum.
 
     Args:
-        logits: (B, C, H, W), float32 or wider.
+        logits: (B, C, h, w), float32 or wider.
         labels: What the labels say about the pixels.
         kernel: The kernel of both directions.
         scales: (2,) factors of the sums over the entries and over the flat pixels.
@@ -122,8 +124,10 @@ class _Sweep:
             if differentiate
             else None
         )
-        """(B, C, H, W), the gradient of the sum of `sums`."""
-        images, classes, rows, columns = logits.shape
+        """(B, C, h, w), the gradient of the sum of `sums`."""
+        images, classes = logits.shape[:2]
+        rows, columns = self.size = (labels.flat.shape[1], labels.flat.shape[2])
+        self.resized = logits.shape[2:] != self.size
         self.stencil = Stencil(kernel)
         reach = self.stencil.reach
         wide = columns + 2 * reach
@@ -132,7 +136,7 @@ class _Sweep:
         self.weights = F.pad(weights, [reach, reach, 2 * reach, 2 * reach])
         self._place(classes * wide)
         on_cpu = logits.device.type == "cpu"
-        space = _BLOCK * torch.get_num_threads() // reach if on_cpu else logits.numel()
+        space = _BLOCK * torch.get_num_threads() // reach if on_cpu else classes * rows * columns
         step = max(_ROWS, space // max(1, classes * wide) - 4 * reach)
         step = max(1, min(step, rows))
         buffers = logits.new_zeros(5, (step + 4 * reach) * classes * wide + 2 * reach)
@@ -141,9 +145,13 @@ class _Sweep:
             for count in {step, rows % step} - {0}
         }
         for image in range(images):
+            if self.resized:
+                self.upsampled = UpsampledRows(logits[image : image + 1], self.size)
             for first in range(0, rows, step):
                 last = min(rows, first + step)
                 self._visit(bands[last - first], image, first, last)
+            if self.resized and self.gradient is not None:
+                self.gradient[image] = self.upsampled.finish()[0]
 
     def _place(self, stride: int) -> None:
         """Find the places of the entries in a band, and the numbers of entries before each line.
@@ -152,7 +160,7 @@ class _Sweep:
         pixels have rows and columns instead.
         """
         entries, reach = self.labels.entries, self.stencil.reach
-        images, _, rows, columns = self.logits.shape
+        images, (rows, columns) = len(self.logits), self.size
         pixels = entries.pixels[entries.at]  # (E,), rising
         lines = pixels // columns
         every = torch.arange(images * rows + 1, device=lines.device)
@@ -178,18 +186,29 @@ class _Sweep:
         self._add_entries(band, image, first, last)
         if self.gradient is not None:
             band.adjoint()
-            ends = first == 0, last == self.logits.shape[2]
-            self._through_softmax(band, ends, self.gradient[image, :, first:last].movedim(0, 1))
+            ends = first == 0, last == self.size[0]
+            if not self.resized:
+                into = self.gradient[image, :, first:last]  # (C, n, W)
+                self._through_softmax(band, ends, into.movedim(0, 1))
+                return
+            classes = self.gradient.shape[1]
+            into = self.gradient.new_empty(classes, last - first, self.size[1])
+            self._through_softmax(band, ends, into.movedim(0, 1))
+            self.upsampled.add_gradient(first, into[None])
 
     def _softmax(self, band: Band, image: int, first: int, last: int) -> None:
         """Write the probabilities of a band, with replicated borders."""
-        reach, (rows, columns) = self.stencil.reach, self.logits.shape[2:]
+        reach, (rows, columns) = self.stencil.reach, self.size
         above, below = max(first - 2 * reach, 0), min(last + 2 * reach, rows)
         start = above - first + 2 * reach
         stop = start + below - above
         padded = band.padded  # (n + 4r, C, W + 2r)
         inside = padded[start:stop, :, reach : reach + columns]
-        inside.copy_(self.logits[image, :, above:below].movedim(0, 1))  # (C, n, W)
+        if self.resized:
+            logits = self.upsampled.rows(above, below)[0]  # (C, n, W)
+        else:
+            logits = self.logits[image, :, above:below]
+        inside.copy_(logits.movedim(0, 1))
         if self.void is not None:
             low, high = (self.void_starts[image * rows + line] for line in (above, below))
             if low < high:
@@ -206,7 +225,7 @@ class _Sweep:
 
     def _add_entries(self, band: Band, image: int, first: int, last: int) -> None:
         """Add the errors at the entries of a band to the sum and to the weighted maps."""
-        reach, rows = self.stencil.reach, self.logits.shape[2]
+        reach, rows = self.stencil.reach, self.size[0]
         lines = (max(first - reach, 0), first, last, min(last + reach, rows))
         start, low, high, stop = (self.starts[image * rows + line] for line in lines)
         if start == stop:

@@ -16,7 +16,8 @@ S. Rota Bulo, G. Neuhold, P. Kontschieder: Loss Max-Pooling for Semantic Image S
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,8 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import require_range
+from lightning_seg.losses.block_cross_entropy import (
+    Constants,
+    block_cross_entropy,
+    block_losses,
+    fitting,
+)
 from lightning_seg.losses.pooling_weights import pooling_weights, require_bounds
-from lightning_seg.numerics import at_least_float32, mean_of, require_fit
+from lightning_seg.numerics import at_least_float32, mean_of
 from lightning_seg.processes import world_size
 
 
@@ -54,8 +61,12 @@ def loss_max_pooling(
 ) -> Tensor:
     """Return the max-pooled cross-entropy of the labelled pixels.
 
+    Logits may be smaller than the labels. They are then upsampled within the loss, bilinearly with
+    `align_corners=False`, block by block of rows, once for the losses and once for the gradient.
+
     Args:
-        logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
+        logits: (B, C, h, w) with h <= H and w <= W, any floating dtype; computed in float32 or
+            wider.
         target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
         p: Norm that bounds the weights, in [1, inf]. A smaller p concentrates the weight on fewer
             pixels; inf gives the plain mean. The paper illustrates 1.7.
@@ -122,20 +133,26 @@ def _pooled(
 ) -> PooledLoss:
     """Return the pooled loss; the arguments are those of `loss_max_pooling`."""
     _require(p, ratio, label_smoothing)
-    require_fit(logits, target)
-    logits = at_least_float32(logits)
+    logits, by_blocks = fitting(at_least_float32(logits), target)
     valid = target != ignore_index
-    losses = _pixel_losses(logits, target, valid, class_weights, label_smoothing)
-    losses = torch.where(valid, losses, 0)  # (B, H, W)
+    if by_blocks:
+        weights = None if class_weights is None else class_weights.to(logits.dtype)
+        constants = Constants(weights, label_smoothing)
+        losses = block_losses(logits, target, valid, constants)  # (B, H, W)
+        weighted = partial(block_cross_entropy, logits, target, valid, constants=constants)
+    else:
+        losses = _pixel_losses(logits, target, valid, class_weights, label_smoothing)
+        losses = torch.where(valid, losses, 0)  # (B, H, W)
+        weighted = partial(_weighted_sum, losses)
     if across_ranks and not per_image:
-        return _pooled_across_ranks(losses, valid, p, ratio)
+        return _pooled_across_ranks(losses, weighted, valid, p, ratio)
     # (B, H, W) -> (B, H W), or (1, B H W): one row is pooled at a time
     shape = (len(losses), -1) if per_image else (1, -1)
     weights = pooling_weights(losses.detach().reshape(shape), valid.reshape(shape), p, ratio)
     weights = weights.view_as(losses)
     # Rows without a labelled pixel do not count in the mean over rows.
     groups = valid.reshape(shape).any(-1).sum()
-    loss = mean_of((weights * losses).sum(), groups, across_ranks)
+    loss = mean_of(weighted(weights), groups, across_ranks)
     return PooledLoss(loss, losses.detach(), weights)
 
 
@@ -168,8 +185,22 @@ def _pixel_losses(
     return losses
 
 
-def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) -> PooledLoss:
-    """Pool the pixels of all processes: each process computes all weights and keeps its own."""
+def _weighted_sum(losses: Tensor, weights: Tensor) -> Tensor:
+    return (weights * losses).sum()
+
+
+def _pooled_across_ranks(
+    losses: Tensor, weighted: Callable[[Tensor], Tensor], valid: Tensor, p: float, ratio: float
+) -> PooledLoss:
+    """Pool the pixels of all processes: each process computes all weights and keeps its own.
+
+    Args:
+        losses: (B, H, W) losses of the pixels.
+        weighted: Returns the sum of the losses for (B, H, W) weights, with its gradient.
+        valid: (B, H, W) bool, False at pixels that do not count.
+        p: As for `loss_max_pooling`.
+        ratio: As for `loss_max_pooling`.
+    """
     rank, processes = 0, 1
     all_losses, all_valid = losses.detach().reshape(1, -1), valid.reshape(1, -1)
     if world_size() > 1:
@@ -185,7 +216,7 @@ def _pooled_across_ranks(losses: Tensor, valid: Tensor, p: float, ratio: float) 
     weights = every[0, rank * losses.numel() :][: losses.numel()].view_as(losses)
     # DDP averages gradients over processes: `own` has the gradient that averages to the whole. The
     # value is that of all processes together.
-    own = processes * (weights * losses).sum()
+    own = processes * weighted(weights)
     value = (every * all_losses).sum()
     return PooledLoss(own + (value - own).detach(), losses.detach(), weights)
 
@@ -219,7 +250,7 @@ class LossMaxPooling(nn.Module):
         SetupError: `p`, `ratio` or `label_smoothing` is out of its range.
 
     Shape:
-        (B, C, H, W) logits and (B, H, W) class ids -> a scalar.
+        (B, C, h, w) logits, no larger than the labels, and (B, H, W) class ids -> a scalar.
 
     Examples:
         The losses of both labelled pixels are log 2.
@@ -229,6 +260,7 @@ class LossMaxPooling(nn.Module):
         0.6931
     """
 
+    takes_smaller_logits = True
     class_weights: Tensor | None
 
     def __init__(
@@ -256,7 +288,7 @@ class LossMaxPooling(nn.Module):
         """Return the loss; see `loss_max_pooling`.
 
         Args:
-            logits: (B, C, H, W), any floating dtype.
+            logits: (B, C, h, w) with h <= H and w <= W, any floating dtype.
             target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
 
         Returns:
@@ -268,7 +300,7 @@ class LossMaxPooling(nn.Module):
         """Return the loss with the losses and weights of the pixels.
 
         Args:
-            logits: (B, C, H, W), any floating dtype.
+            logits: (B, C, h, w) with h <= H and w <= W, any floating dtype.
             target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
         """
         return _pooled(

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
+from lightning_seg.losses.block_cross_entropy import fitting
 from lightning_seg.losses.boundary_sum import BoundarySum
 from lightning_seg.losses.false_edges import EdgeMeans, FoundLabels
 from lightning_seg.losses.label_gradients import (
@@ -40,7 +41,7 @@ from lightning_seg.losses.label_gradients import (
     prepare_labels,
     without_void,
 )
-from lightning_seg.numerics import at_least_float32, mean_factors, mean_of, require_fit
+from lightning_seg.numerics import at_least_float32, mean_factors, mean_of, resize
 
 
 def probability_gradient_loss(
@@ -56,8 +57,13 @@ def probability_gradient_loss(
 ) -> Tensor:
     """Return the mean squared difference of the gradients of probabilities and labels.
 
+    Logits may be smaller than the labels, which are then those of bilinear upsampling with
+    `align_corners=False`. The sparse form upsamples only the pixels near boundaries, or with
+    `false_edges` some rows at a time.
+
     Args:
-        logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
+        logits: (B, C, h, w) with h <= H and w <= W, any floating dtype; computed in float32 or
+            wider.
         target: (B, H, W) int64 class ids in [0, C), or `ignore_index`.
         kernel_size: Side of the kernel in pixels: 3, 5 or 7.
         void: How void pixels count. `strict` leaves out every pixel whose window holds a void
@@ -126,23 +132,26 @@ def probability_gradient_terms(
     first value plus `false_edges` times the second, times any number: the sparse form computes the
     gradient for this ratio in the forward pass, and again for another ratio.
     """
-    require_fit(logits, target)
     _require(kernel_size, void)
     require_range(0, math.inf, false_edges=false_edges)
-    logits = at_least_float32(logits)
+    logits, by_blocks = fitting(at_least_float32(logits), target)
+    sparse = form == "sparse" or (form == "auto" and logits.device.type == "cpu")
+    if by_blocks and not sparse:
+        logits = resize(logits, target.shape[1:])
     _require_classes(target, logits.shape[1], ignore_index)
     kernel = EdgeKernel.of(kernel_size, normalize, logits)
     # (B, H, W) labels with -1 for void, and the pixels that may have entries
     labels, candidates = prepare_labels(target, void, ignore_index, kernel_size // 2)
     with torch.autocast(logits.device.type, enabled=False):
-        if form == "sparse" or (form == "auto" and logits.device.type == "cpu"):
+        if sparse:
             entries = find_entries(labels, candidates, kernel)
             if false_edges > 0:
                 known = labels >= 0 if candidates is None else None
                 found = FoundLabels(entries.candidates & ~entries.boundary(), known, entries)
                 return _both_means(logits, found, kernel, false_edges, across_ranks)
             # scalars: the sum of squares over all entries, and the number of entries
-            total: Tensor = BoundarySum.apply(logits, entries, kernel)
+            size = (target.shape[1], target.shape[2])
+            total: Tensor = BoundarySum.apply(logits, entries, kernel, size)
             return mean_of(total, entries.counts.sum(), across_ranks), None
         squares, masks, flat = _dense_squares(logits, labels, candidates, kernel)
         edges = mean_of((squares * masks).sum(), masks.sum(), across_ranks)
@@ -283,6 +292,8 @@ class ProbabilityGradientLoss(nn.Module):
         >>> loss(torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [0, 1]]]))
         tensor(4.)
     """
+
+    takes_smaller_logits = True
 
     def __init__(
         self,

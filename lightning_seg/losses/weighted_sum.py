@@ -61,6 +61,11 @@ class WeightedSum(nn.Module):
         self.weights = [float(weights.get(name, 1.0)) for name in losses]
         self.losses = nn.ModuleList(losses.values())  # a ModuleDict refuses some names
 
+    @property
+    def takes_smaller_logits(self) -> bool:
+        """Whether all losses take logits that are smaller than the labels."""
+        return all(getattr(loss, "takes_smaller_logits", False) for loss in self.losses)
+
     def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return every loss by its name, before its weight.
 

@@ -88,7 +88,7 @@ class CPGModule(SegmentationModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""
         batch = labeled_part(batch)
-        outputs, target = self.outputs(batch["image"]), batch["mask"]
+        outputs, target = self.outputs_for_loss(batch["image"]), batch["mask"]
         losses = self.supervised_losses(outputs, target)
         pixels, terms = losses["loss"], self.edge_terms(outputs, target)
         cpg = terms["cpg"]

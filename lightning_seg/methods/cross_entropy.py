@@ -57,6 +57,6 @@ class CrossEntropyModule(SegmentationModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""
         batch = labeled_part(batch)
-        losses = self.supervised_losses(self.outputs(batch["image"]), batch["mask"])
+        losses = self.supervised_losses(self.outputs_for_loss(batch["image"]), batch["mask"])
         self.log_training(losses, batch)
         return losses["loss"]

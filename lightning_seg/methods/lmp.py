@@ -86,7 +86,7 @@ class LMPModule(SegmentationModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of a batch; of a batch of groups, the loss of its group `labeled`."""
         batch = labeled_part(batch)
-        outputs, target = self.outputs(batch["image"]), batch["mask"]
+        outputs, target = self.outputs_for_loss(batch["image"]), batch["mask"]
         losses = self.supervised_losses(outputs, target)
         if self.logs_now():
             losses |= self.attention(outputs["out"][0].detach(), target)

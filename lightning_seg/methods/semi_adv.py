@@ -216,14 +216,16 @@ class SemiAdvModule(DiscriminatorModule):
             self.teacher.update(self.network)
             self._averaged_at = self.trainer.global_step
 
-    def outputs(self, image: Tensor, network: nn.Module | None = None) -> dict[str, list[Tensor]]:
+    def outputs(
+        self, image: Tensor, network: nn.Module | None = None, full_size: bool = True
+    ) -> dict[str, list[Tensor]]:
         """Return the logits of raw images; a single image may be too few for batch norms.
 
         Raises:
             SetupError: The network cannot train on the image alone.
         """
         try:
-            return super().outputs(image, network)
+            return super().outputs(image, network, full_size)
         except SetupError as error:
             if len(image) > 1 or self.joint_forward:
                 raise

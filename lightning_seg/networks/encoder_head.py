@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
 from lightning_seg.networks.encoder import TimmEncoder
+from lightning_seg.numerics import resize
 
 
 class EncoderHead(nn.Module):
@@ -42,11 +42,14 @@ class EncoderHead(nn.Module):
         self.aux_head = aux_head
         self.mean, self.std = encoder.mean, encoder.std
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, full_size: bool = True) -> dict[str, Tensor]:
         """Return the logits at the size of the image.
 
         Args:
             image: (B, 3, H, W) float, normalised with `mean` and `std`.
+            full_size: False returns logits at the size of the head, (B, C, h, w), for losses that
+                upsample them block by block. An image that has to be filled up gives logits at the
+                size of the image all the same.
 
         Returns:
             (B, C, H, W) logits `out`, and in training mode `aux` where the network has them.
@@ -62,6 +65,8 @@ class EncoderHead(nn.Module):
         if not self.training:
             logits.pop("aux", None)
         size = image.shape[-2:]
+        if not full_size and size == wanted:
+            return logits
         whole = {name: resize(value, size) for name, value in logits.items()}
         if size == wanted:
             return whole
@@ -89,22 +94,6 @@ class OnMap(nn.Module):
             features: Feature maps from shallow to deep.
         """
         return cast(Tensor, self.module(features[self.index]))
-
-
-def resize(value: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize feature maps or logits bilinearly with `align_corners=False`.
-
-    Args:
-        value: (B, C, h, w), any floating dtype.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        (B, C, *size); `value` itself where it has that size.
-    """
-    size = tuple(size)
-    if tuple(value.shape[-2:]) == size:
-        return value
-    return F.interpolate(value, size=size, mode="bilinear", align_corners=False)
 
 
 def require_batch(image_level: nn.Module, features: Tensor) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
 from lightning_seg.networks.encoder import TimmEncoder
-from lightning_seg.networks.encoder_head import EncoderHead, OnMap, resize
+from lightning_seg.networks.encoder_head import EncoderHead, OnMap
+from lightning_seg.numerics import resize
 
 
 class FCN(EncoderHead):

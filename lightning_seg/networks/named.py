@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
-from lightning_seg.networks.encoder_head import resize, too_few_images
+from lightning_seg.networks.encoder_head import too_few_images
 from lightning_seg.networks.foreign import build, imported
 from lightning_seg.networks.image_sizes import fill_up
 from lightning_seg.networks.outputs import read_outputs
+from lightning_seg.numerics import resize
 
 _SIZES = (
     # the sides of the first image are no multiples of anything

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_seg.errors import SetupError
-from lightning_seg.networks.encoder_head import resize
+from lightning_seg.numerics import resize
 
 
 def read_outputs(found: Any, network: str, size: Sequence[int]) -> dict[str, list[Tensor]]:
@@ -43,7 +43,11 @@ def read_outputs(found: Any, network: str, size: Sequence[int]) -> dict[str, lis
 
 
 def require_logits(
-    outputs: Mapping[str, Sequence[Tensor]], network: str, num_classes: int, size: Sequence[int]
+    outputs: Mapping[str, Sequence[Tensor]],
+    network: str,
+    num_classes: int,
+    size: Sequence[int],
+    full_size: bool = True,
 ) -> None:
     """Raise `SetupError` for logits of another number of classes, or not of the image's size.
 
@@ -52,6 +56,7 @@ def require_logits(
         network: The name of the network, for the error.
         num_classes: Number of classes of the data.
         size: Height and width of the image in pixels.
+        full_size: False accepts logits that are smaller.
     """
     for logits in (each for found in outputs.values() for each in found):
         if logits.ndim != 4 or logits.shape[1] != num_classes:
@@ -60,10 +65,10 @@ def require_logits(
                 f"logits (B, {num_classes}, H, W)",
                 option="network",
             )
-        if tuple(logits.shape[-2:]) != tuple(size):
+        if full_size and tuple(logits.shape[-2:]) != tuple(size):
             raise SetupError(
                 f"{network} returns logits of {logits.shape[-2]}x{logits.shape[-1]} pixels for an "
                 f"image of {size[0]}x{size[1]}: resize them in its forward, such as with "
-                "lightning_seg.networks.encoder_head.resize",
+                "lightning_seg.numerics.resize",
                 option="network",
             )

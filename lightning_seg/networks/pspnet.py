@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_seg.networks.encoder import TimmEncoder
-from lightning_seg.networks.encoder_head import EncoderHead, OnMap, require_batch, resize
+from lightning_seg.networks.encoder_head import EncoderHead, OnMap, require_batch
+from lightning_seg.numerics import resize
 
 
 class PSPNet(EncoderHead):

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_seg.losses.upsampled_labels import most_probable
 from lightning_seg.metrics import (
     BoundaryFScore,
     BoundaryIoU,
@@ -18,7 +19,6 @@ from lightning_seg.metrics import (
 from lightning_seg.metrics.boundary_iou import boundary_iou_counts
 from lightning_seg.metrics.class_maps import class_maps, iou_counts
 from lightning_seg.metrics.trimap_iou import trimap_counts
-from lightning_seg.numerics import at_least_float32
 from lightning_seg.scores import EVERYWHERE
 
 Extent = Literal["miou", "boundary", "all"]
@@ -61,14 +61,15 @@ class Evaluation(nn.Module):
         """Add a batch.
 
         Args:
-            logits: (B, C, H, W) logits.
+            logits: (B, C, h, w) logits, no larger than the labels.
             target: (B, H, W) class ids.
             losses: (B,) the loss of each image.
 
         Returns:
             (B, H, W) predicted class ids.
         """
-        largest, labels = logits.max(dim=1)  # argmax(1) takes ten times as long on CPUs
+        size = (target.shape[1], target.shape[2])
+        labels, confidence = most_probable(logits, size, confidence=self.extent == "all")
         # weighted by labelled pixels, because the copies that even out the processes have none
         pixels = (target != self.ignore_index).sum((1, 2))
         mean = (losses * pixels).sum() / pixels.sum().clamp(min=1)
@@ -76,8 +77,7 @@ class Evaluation(nn.Module):
         maps = class_maps(labels, target, logits.shape[1], self.ignore_index)
         for name in self._measured():
             self.classes[name].update(maps)  # type: ignore[operator]
-        if self.extent == "all":
-            confidence = (at_least_float32(largest) - _log_sum(logits)).exp()
+        if confidence is not None:
             self.calibration.update(confidence, labels, target)
         return labels
 
@@ -131,7 +131,3 @@ def image_counts(preds: Tensor, target: Tensor, num_classes: int, ignore_index: 
     boundary = boundary_iou_counts(maps, num_classes, DILATION, per_image=True)
     bands = trimap_counts(maps, num_classes, BANDS, per_image=True)
     return torch.cat([everywhere[:, None], boundary[:, None], bands], dim=1)
-
-
-def _log_sum(logits: Tensor) -> Tensor:
-    return torch.logsumexp(at_least_float32(logits), dim=1)

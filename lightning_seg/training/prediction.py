@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_seg.inference import Strip, strips
+from lightning_seg.losses.upsampled_labels import most_probable
 from lightning_seg.numerics import at_least_float32
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def predicted(module: SegmentationModule, batch: dict[str, Any]) -> dict[str, An
         found = {"labels": torch.stack([labels for labels, _ in every])}
         maps = [each for _, each in every if each is not None]
         return found | ({"probabilities": torch.from_numpy(np.stack(maps))} if keep else {})
+    if module.predictor.plain and not keep:
+        logits = module.outputs(image, full_size=False)["out"][0]
+        return {"labels": most_probable(logits, size).labels.to(torch.uint8)}
     logits = module.predictor(module, image)
     found = {"labels": logits.max(dim=1).indices.to(torch.uint8)}  # argmax takes ten times as long
     return found | ({"probabilities": _probabilities(logits)} if keep else {})

@@ -14,6 +14,7 @@ from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.inference import Predictor
 from lightning_seg.losses import CrossEntropy, WeightedSum, fit_pixel_loss
 from lightning_seg.networks import LRASPP
+from lightning_seg.networks.encoder_head import EncoderHead
 from lightning_seg.networks.outputs import read_outputs, require_logits
 from lightning_seg.numerics import at_least_float32
 from lightning_seg.training.class_weights import ClassWeights, Counted
@@ -144,21 +145,32 @@ class SegmentationModule(MethodModule, ABC):
 
     # From raw images to logits
 
-    def outputs(self, image: Tensor, network: nn.Module | None = None) -> dict[str, list[Tensor]]:
+    def outputs(
+        self, image: Tensor, network: nn.Module | None = None, full_size: bool = True
+    ) -> dict[str, list[Tensor]]:
         """Return the (B, C, H, W) logits of raw images: one `out`, any number of `aux`.
 
         Args:
             image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
             network: Another network of the same classes; None takes the one that is trained.
+            full_size: False lets a network that can do so return logits (B, C, h, w) of its own
+                size, for losses that upsample them block by block.
 
         Raises:
             SetupError: The network returns something else, other classes or another size.
         """
         network = self.network if network is None else network
         size, name = image.shape[-2:], type(network).__name__
-        found = read_outputs(network(self.normalize(image)), name, size)
-        require_logits(found, name, self.num_classes, size)
+        smaller = not full_size and isinstance(network, EncoderHead)
+        options = {"full_size": False} if smaller else {}
+        found = read_outputs(network(self.normalize(image), **options), name, size)
+        require_logits(found, name, self.num_classes, size, full_size=not smaller)
         return {key: [self._in_order(logits) for logits in each] for key, each in found.items()}
+
+    def outputs_for_loss(self, image: Tensor) -> dict[str, list[Tensor]]:
+        """Return `outputs`, smaller than the image where network and loss of pixels can do so."""
+        smaller = getattr(self.loss, "takes_smaller_logits", False)
+        return self.outputs(image, full_size=not smaller)
 
     def _in_order(self, logits: Tensor) -> Tensor:
         """Return logits in the order of `class_names`, whatever the order of the channels is."""
@@ -264,7 +276,12 @@ class SegmentationModule(MethodModule, ABC):
         return {}
 
     def _evaluate(self, batch: dict[str, Any], evaluation: Evaluation) -> Tensor:
-        logits, target = at_least_float32(self.predictor(self, batch["image"])), batch["mask"]
+        image, target = batch["image"], batch["mask"]
+        if self.predictor.plain:
+            logits = self.outputs_for_loss(image)["out"][0]
+        else:
+            logits = self.predictor(self, image)
+        logits = at_least_float32(logits)
         # of every image: a loss that pools a batch would depend on which images share one
         losses = [self.loss(logits[i : i + 1], target[i : i + 1]) for i in range(len(target))]
         return evaluation.update(logits, target, torch.stack(losses))
