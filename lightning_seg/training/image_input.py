@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +60,7 @@ class ImageInput(L.LightningModule):
             require_one_of("rgb", "gray", input_mode=input_mode)
         self.channels = channels
         self._asked_input_mode = input_mode
+        self._asked_statistics = {"image_mean": mean, "image_std": std}
         self.input_mode = input_mode or self._trained_input_mode() or "rgb"
         if channels != 3 and self.input_mode == "gray":
             raise SetupError(
@@ -70,6 +73,52 @@ class ImageInput(L.LightningModule):
             values = getattr(source, name, usual) if given is None else given
             by_channel = statistic(values, channels, f"image_{name}")
             self.register_buffer(f"image_{name}", by_channel, persistent=False)
+
+    def input_facts(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold of the input, because a weight file may have said it.
+
+        A run that goes on from a checkpoint does not read the weight file again.
+        """
+        return {
+            "input_mode": self.input_mode,
+            "image_mean": self.image_mean.flatten().tolist(),
+            "image_std": self.image_std.flatten().tolist(),
+            "pretrained": bool(getattr(backbone_of(self.network), "pretrained", False)),
+        }
+
+    def take_input_facts(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the input of the training that a checkpoint is of.
+
+        Args:
+            checkpoint: The checkpoint, with what `input_facts` returned; older ones have less.
+
+        Raises:
+            SetupError: Another input mode, mean or standard deviation was asked for.
+        """
+        mode = checkpoint.get("input_mode", "rgb")
+        if self._asked_input_mode not in (None, mode):
+            raise SetupError(
+                f"the checkpoint was trained on {mode} images, not on {self._asked_input_mode} "
+                "images",
+                option="input_mode null",
+            )
+        self.input_mode = mode
+        for name, asked in self._asked_statistics.items():
+            trained = checkpoint.get(name)
+            if trained is None:
+                continue
+            if asked is not None and not np.allclose(asked, trained):
+                raise SetupError(
+                    f"the checkpoint was trained on images normalised by {name} {trained}, not by "
+                    f"{list(asked)}",
+                    option=f"data.{name} null",
+                )
+            buffer: Tensor = getattr(self, name)
+            buffer.copy_(buffer.new_tensor(trained).view_as(buffer))
+        encoder = backbone_of(self.network)
+        if encoder is not None and checkpoint.get("pretrained"):
+            encoder.pretrained = True  # type: ignore[assignment]
+            self.train(self.training)  # which batch norms are frozen may depend on it
 
     def normalize(self, image: Tensor) -> Tensor:
         """Return images normalised by the mean and standard deviation of the network's input.

@@ -314,20 +314,13 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
         """Store the random state, so that a resumed run draws the same random numbers."""
         self._guard.check()
         checkpoint["random_state"] = self._random_state.capture()
-        checkpoint["input_mode"] = self.input_mode
+        checkpoint |= self.input_facts()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise for a checkpoint of another network or input mode; keep its random state."""
+        """Raise for a checkpoint of another network or input; keep its random state."""
         if "state_dict" in checkpoint:  # which ShardedStrategy has loaded by itself
             require_same_tensors(self.state_dict(), checkpoint["state_dict"])
-        mode = checkpoint.get("input_mode", "rgb")
-        if self._asked_input_mode not in (None, mode):
-            raise SetupError(
-                f"the checkpoint was trained on {mode} images, not on {self._asked_input_mode} "
-                "images",
-                option="input_mode null",
-            )
-        self.input_mode = mode
+        self.take_input_facts(checkpoint)
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":  # not when only weights are wanted
             self._random_state.keep(checkpoint.get("random_state"))

@@ -13,6 +13,7 @@ import cli
 from datamodules import SyntheticScenesDataModule
 from lightning_seg import CrossEntropyModule, SetupError
 from lightning_seg.networks import LRASPP, TimmEncoder
+from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
 from lightning_seg.training.optimization import PolyLR
 
 
@@ -183,6 +184,32 @@ def test_the_piece_of_deeplab_v2_freezes_batch_norms_of_pretrained_weights_only(
     assert seen == ({0} if weights else {1})
     line = "batch norms are not frozen, because the encoder starts from random weights"
     assert caplog.messages.count(line) == (not weights)
+
+
+def test_a_resumed_training_keeps_what_the_weight_file_said(tmp_path: Path) -> None:
+    encoder, file = TimmEncoder("test_resnet"), tmp_path / "encoder.pt"
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 0.125]
+    save_encoder(file, WeightFile(encoder.bare.state_dict(), "test_resnet", "gray", mean, std))
+    words = ["-c", f"{ROOT}/configs/network/deeplab_v2.yaml", *SMALL_WORDS[:-1]]
+    words += ["--model.network.encoder=test_resnet", "--model.network.uniform_dilation=false"]
+    words += ["--data.crop_size=64", f"--trainer.default_root_dir={tmp_path}"]
+    words += [f"--model.network.weights={file}"]
+    first = cli.main(["fit", *words, "--trainer.max_steps=1"])
+    file.unlink()
+    path = first.trainer.checkpoint_callback.best_model_path
+    second = cli.main(["fit", *words, "--trainer.max_steps=2", f"--ckpt_path={path}"])
+    assert second.trainer.global_step == 2
+    for ours in (first.model, second.model):
+        norms = [
+            each for each in ours.network.encoder.modules() if isinstance(each, nn.BatchNorm2d)
+        ]
+        assert {int(each.num_batches_tracked) for each in norms} == {0}  # frozen in both
+        assert ours.input_mode == "gray"
+        assert ours.image_mean.flatten().tolist() == pytest.approx(mean)
+        assert ours.image_std.flatten().tolist() == pytest.approx(std)
+    other = ["--data.image_mean=[0.4,0.4,0.4]", "--data.image_std=[0.2,0.2,0.2]"]
+    with pytest.raises(SetupError, match=r"normalised by image_mean \[0.1.*image_mean=null"):
+        cli.main(["validate", *words, *other, f"--ckpt_path={path}"])
 
 
 def test_poly_schedule_ends_at_zero_with_the_training(tmp_path: Path) -> None:
