@@ -8,6 +8,7 @@ from lightning_seg import MethodModule
 from lightning_seg.callbacks import LoggedConfig
 from lightning_seg.commands.check import check
 from lightning_seg.commands.compare import compare
+from lightning_seg.commands.export import export
 from lightning_seg.commands.messages import plain_errors
 from lightning_seg.commands.parser import DESCRIPTION, ReadableParser
 from lightning_seg.commands.pieces import configs
@@ -34,6 +35,8 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         return compare(words[1:])
     if words[:1] == ["report"]:
         return report(words[1:])
+    if words[:1] == ["export"]:
+        return export(words[1:])
     if words[:1] == ["pipeline"]:
         return pipeline(words[1:], main)
     if words[:1] == ["configs"]:

@@ -1,6 +1,7 @@
 """Training methods for semantic segmentation that go beyond per-pixel cross-entropy."""
 
 from lightning_seg.errors import NonFiniteLossError, SetupError
+from lightning_seg.inference.segmenter import Segmenter, load
 from lightning_seg.methods import (
     ASMLModule,
     ColorizationModule,
@@ -19,6 +20,7 @@ from lightning_seg.training import (
     ShardedStrategy,
     TwoPlayerModule,
 )
+from lightning_seg.version import __version__
 
 __all__ = [
     "ASMLModule",
@@ -33,11 +35,11 @@ __all__ = [
     "PolyLR",
     "PretrainingModule",
     "SegmentationModule",
+    "Segmenter",
     "SemiAdvModule",
     "SetupError",
     "ShardedStrategy",
     "TwoPlayerModule",
     "__version__",
+    "load",
 ]
-
-__version__ = "0.1.0"

@@ -65,7 +65,8 @@ def resize(value: Tensor, size: Sequence[int]) -> Tensor:
         (B, C, *size); `value` itself where it has that size.
     """
     size = tuple(size)
-    if tuple(value.shape[-2:]) == size:
+    # an exported network takes other sizes, too
+    if tuple(value.shape[-2:]) == size and not torch.compiler.is_exporting():
         return value
     return F.interpolate(value, size=size, mode="bilinear", align_corners=False)
 

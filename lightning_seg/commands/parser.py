@@ -37,6 +37,7 @@ OWN_VERBS = {
     "compare": "Say whether runs differ, paired by image and by seed, with intervals.",
     "report": "Write one HTML page about a run, also against a baseline.",
     "pipeline": "Run several trainings, each of which starts from the encoder of the one before.",
+    "export": "Write a trained network as a file for other programs: ONNX, torch.export, weights.",
     "configs": "List the pieces of configuration that come with the package.",
 }
 """The verbs that are not the Trainer's, with their line in `--help`."""

@@ -20,6 +20,8 @@ def fill_up(image: Tensor, multiple: tuple[int, int]) -> Tensor:
     Returns:
         (B, C, H', W') for the next multiples; `image` itself where nothing is missing.
     """
+    if torch.compiler.is_exporting():  # `Segmenter` has done so, in terms of the size
+        return image
     height, width = image.shape[-2:]
     border = (0, -width % multiple[1], 0, -height % multiple[0])
     return F.pad(image, border, mode="replicate") if any(border) else image
