@@ -1,7 +1,7 @@
 """Training methods for semantic segmentation that go beyond per-pixel cross-entropy."""
 
+from lightning_seg.deployment.segmenter import Segmenter, load
 from lightning_seg.errors import NonFiniteLossError, SetupError
-from lightning_seg.inference.segmenter import Segmenter, load
 from lightning_seg.methods import (
     ASMLModule,
     ColorizationModule,

@@ -25,7 +25,7 @@ FLOORS = [
     ["lightning_seg/losses", "lightning_seg/networks", "lightning_seg/metrics"],
     ["lightning_seg/inference"],
     ["lightning_seg/training"],
-    ["lightning_seg/methods"],
+    ["lightning_seg/methods", "lightning_seg/deployment"],
     ["lightning_seg/callbacks"],
     ["lightning_seg/commands"],
     ["cli"],

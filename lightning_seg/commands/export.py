@@ -15,9 +15,7 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from lightning_seg.commands.parser import VERBS, ReadableParser
-from lightning_seg.errors import SetupError
-from lightning_seg.files import write_whole
-from lightning_seg.inference.exporting import (
+from lightning_seg.deployment.exporting import (
     KINDS,
     TOLERANCE,
     Exported,
@@ -25,7 +23,7 @@ from lightning_seg.inference.exporting import (
     export_network,
     facts_of,
 )
-from lightning_seg.inference.segmenter import (
+from lightning_seg.deployment.segmenter import (
     WHAT,
     Output,
     Segmenter,
@@ -33,6 +31,8 @@ from lightning_seg.inference.segmenter import (
     load_module,
     write_safetensors,
 )
+from lightning_seg.errors import SetupError
+from lightning_seg.files import write_whole
 from lightning_seg.tensor_files import read_torch_file
 from lightning_seg.training.checkpoint_io import newest_whole
 

@@ -19,6 +19,8 @@ from lightning_seg.numerics import resize
 
 P = ParamSpec("P")
 
+FEW = 4
+"""Number of classes up to which logits are upsampled as a whole."""
 SMALL = 2**21
 """Number of full-size logits up to which they are upsampled as a whole: 8 MiB of float32."""
 
@@ -43,8 +45,8 @@ def is_smaller(logits: Tensor, target: Tensor) -> bool:
 def fitting(logits: Tensor, target: Tensor) -> tuple[Tensor, bool]:
     """Return logits for a loss, and whether they are to be upsampled block by block.
 
-    Logits are upsampled here where the result is small: it then stays near the processor as a
-    whole, and blocks would only cost the calls for them.
+    Logits are upsampled here where the result is small, or where the classes are few: blocks would
+    then cost more time than they save, and little memory.
 
     Args:
         logits: (B, C, h, w), float32 or wider.
@@ -58,7 +60,7 @@ def fitting(logits: Tensor, target: Tensor) -> tuple[Tensor, bool]:
     """
     if not is_smaller(logits, target):
         return logits, False
-    if target.numel() * logits.shape[1] > SMALL:
+    if logits.shape[1] > FEW and target.numel() * logits.shape[1] > SMALL:
         return logits, True
     return resize(logits, target.shape[1:]), False
 

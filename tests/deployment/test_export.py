@@ -19,8 +19,8 @@ from torch import nn
 import cli
 import lightning_seg
 from lightning_seg import CrossEntropyModule, SetupError
-from lightning_seg.inference.exporting import export_network
-from lightning_seg.inference.segmenter import Segmenter, load, load_module
+from lightning_seg.deployment.exporting import export_network
+from lightning_seg.deployment.segmenter import Segmenter, load, load_module
 from lightning_seg.networks import FCN, UNet
 
 WORDS = [
@@ -157,7 +157,7 @@ def test_what_cannot_be_exported_is_one_sentence(run, tmp_path: Path) -> None:
 
 
 def test_a_failed_comparison_leaves_no_file(run, tmp_path: Path, monkeypatch) -> None:
-    from lightning_seg.inference import exporting
+    from lightning_seg.deployment import exporting
 
     _, path, _, _ = run
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_seg.deployment.segmenter import Segmenter, colors_of
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
-from lightning_seg.inference.segmenter import Segmenter, colors_of
 from lightning_seg.version import __version__
 
 Precision = Literal["float32", "float16", "int8"]
