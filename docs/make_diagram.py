@@ -26,6 +26,7 @@ GROUND = (
     "slurm_job",
     "statistics",
     "tensor_files",
+    "version",
     "views",
 )
 """Modules that import nothing of the project but each other."""
