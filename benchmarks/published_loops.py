@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_seg.training.method import IMAGENET_MEAN, IMAGENET_STD
+from lightning_seg.training.image_input import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES, VOID = 21, 255
 LENGTH = 1000

@@ -34,7 +34,12 @@ from lightning_seg.losses.structure_matching import (
     structure_hinge_loss,
     structure_matching_loss,
 )
-from lightning_seg.losses.structured_maps import log_depth, one_hot_map, unit_vectors
+from lightning_seg.losses.structured_maps import (
+    class_probabilities,
+    log_depth,
+    one_hot_map,
+    unit_vectors,
+)
 from lightning_seg.losses.triplets import (
     Triplets,
     TripletStatistics,
@@ -62,6 +67,7 @@ __all__ = [
     "balanced_weights",
     "boundary_pixels",
     "class_graph_triplets",
+    "class_probabilities",
     "confident_labels",
     "cross_entropy",
     "discriminator_loss",

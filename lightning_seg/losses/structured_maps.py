@@ -35,6 +35,29 @@ def one_hot_map(target: Tensor, num_classes: int, ignore_index: int = 255) -> Te
     return maps.scatter_(1, target[:, None].where(valid, 0), valid.to(maps.dtype))
 
 
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Return the softmax over the classes, in the memory order of the logits.
+
+    `softmax(1)` of PyTorch copies channels-last logits to another order, which takes as long again
+    on CPUs.
+
+    Args:
+        logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
+
+    Returns:
+        (B, C, H, W) probabilities.
+
+    Examples:
+        >>> class_probabilities(torch.zeros(1, 2, 1, 1)).flatten().tolist()
+        [0.5, 0.5]
+    """
+    # (B, C, H, W) -> (B, H, W, C): contiguous where the logits are channels-last
+    last = at_least_float32(logits).movedim(1, -1)
+    if last.is_contiguous():
+        return last.softmax(-1).movedim(-1, 1)
+    return at_least_float32(logits).softmax(1)
+
+
 def log_depth(depth: Tensor, smallest: float = 1e-2) -> Tensor:
     """Return the logarithm of depths.
 

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
 from lightning_seg.losses import (
+    class_probabilities,
     cross_entropy,
     one_hot_map,
     structure_distances,
@@ -169,7 +170,7 @@ class ASMLModule(TwoPlayerModule):
         analysis, watched = None, None
         if self.lambda_asm > 0:
             logits = outputs["out"][0]
-            truth = self.encode(one_hot_map(target, self.num_classes, self.ignore_index))
+            truth = self._label_map(target, target != self.ignore_index)
             valid = self.analyzer.valid(target != self.ignore_index)
             analysis, terms, features = self.analyzer_loss(logits.detach(), target, truth, valid)
             watched = analysis
@@ -192,7 +193,8 @@ class ASMLModule(TwoPlayerModule):
         Args:
             logits: (B, C, H, W) logits of the segmenter, detached.
             target: (B, H, W) class ids.
-            truth: The one-hot labels, as `encode` returns them.
+            truth: The labels as the analyzer takes them: class ids with C for void, or the one-hot
+                vectors that `encode` returns.
             valid: The valid places of every tap, as `StructureAnalyzer.valid` returns them.
 
         Returns:
@@ -207,15 +209,13 @@ class ASMLModule(TwoPlayerModule):
         if self.lambda_adv > 0:
             if self.mode == "hinge":
                 labels = logits.max(1).indices
-                others = self.analyzer.features(
-                    self.encode(one_hot_map(labels, self.num_classes, -1))
-                )
+                others = self.analyzer.features(self._label_map(labels))
                 gain = structure_hinge_loss(
                     features, others, valid, self.reference_mean, self.margin, self.across_ranks
                 )
                 terms["loss_hinge"] = gain
             else:
-                others = self.analyzer.features(self.encode(at_least_float32(logits).softmax(1)))
+                others = self.analyzer.features(self.encode(class_probabilities(logits)))
                 gain = -self._distance(features, others, valid)
             loss = loss + self.adversarial_weight() * gain
         terms = {name: value.detach() for name, value in terms.items()}
@@ -228,7 +228,8 @@ class ASMLModule(TwoPlayerModule):
 
         Args:
             logits: (B, C, H, W) logits of the segmenter.
-            truth: The one-hot labels, as `encode` returns them.
+            truth: The labels as the analyzer takes them: class ids with C for void, or the one-hot
+                vectors that `encode` returns.
             valid: The valid places of every tap, as `StructureAnalyzer.valid` returns them.
             features: The features of the labels, without gradient; None computes them.
 
@@ -239,8 +240,15 @@ class ASMLModule(TwoPlayerModule):
             with torch.no_grad():
                 features = self.analyzer.features(truth)
         with frozen(self.analyzer):
-            others = self.analyzer.features(self.encode(at_least_float32(logits).softmax(1)))
+            others = self.analyzer.features(self.encode(class_probabilities(logits)))
         return self._distance(features, others, valid)
+
+    def _label_map(self, labels: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return class ids as the analyzer takes them: ids, or one-hot vectors where it must."""
+        ids = labels if valid is None else labels.where(valid, self.num_classes)
+        if type(self.analyzer) is StructureAnalyzer and not self.single_channel:
+            return ids
+        return self.encode(one_hot_map(ids, self.num_classes, self.num_classes))
 
     def encode(self, maps: Tensor) -> Tensor:
         """Return the channels of (B, C, H, W) class probabilities that the analyzer takes."""
@@ -262,7 +270,7 @@ class ASMLModule(TwoPlayerModule):
         if mask is None:
             return {}
         truth = self.encode(one_hot_map(mask, self.num_classes, self.ignore_index))
-        predicted = self.encode(at_least_float32(logits).softmax(1))
+        predicted = self.encode(class_probabilities(logits))
         features, others = self.analyzer.features(truth), self.analyzer.features(predicted)
         distances = structure_distances(features, others, normalize=self.mode == "hinge")
         valid = self.analyzer.valid(mask != self.ignore_index)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
+from lightning_seg.networks.label_convolution import label_convolution
 
 SMALLEST = 32
 """The smallest side, in pixels, of a map that yields a logit."""
@@ -26,7 +27,8 @@ class FCDiscriminator(nn.Module):
         width: Channels of the first convolution, at least 1; each of the next three doubles them.
 
     Shape:
-        (B, C, H, W) class probabilities or one-hot labels -> (B, 1, H // 32, W // 32) logits.
+        (B, C, H, W) class probabilities or one-hot labels, or (B, H, W) class ids
+        -> (B, 1, H // 32, W // 32) logits.
 
     Examples:
         >>> import torch
@@ -50,7 +52,9 @@ class FCDiscriminator(nn.Module):
         """Return the logits, large where a map is taken for a label.
 
         Args:
-            maps: (B, C, H, W) class probabilities or one-hot labels, at least 32x32 pixels.
+            maps: (B, C, H, W) class probabilities or one-hot labels, at least 32x32 pixels; or
+                (B, H, W) int64 class ids in [0, C], where C is void. Class ids give the logits of
+                their one-hot vectors, which need not be made.
 
         Returns:
             (B, 1, H // 32, W // 32) logits.
@@ -64,5 +68,12 @@ class FCDiscriminator(nn.Module):
                 f"{maps.shape[-2]}x{maps.shape[-1]}",
                 option="data.crop_size",
             )
-        scores: Tensor = self.layers(maps)
+        first, *others = self.layers
+        if maps.is_floating_point():
+            scores: Tensor = first(maps)
+        else:
+            assert isinstance(first, nn.Conv2d)
+            scores = label_convolution(maps, first)
+        for layer in others:
+            scores = layer(scores)
         return scores

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
+from lightning_seg.networks.label_convolution import label_convolution
 
 
 class StructureAnalyzer(nn.Module):
@@ -86,7 +87,8 @@ class StructureAnalyzer(nn.Module):
         """Return the features of the taps, and the reconstruction.
 
         Args:
-            maps: (B, channels, H, W).
+            maps: (B, channels, H, W); or (B, H, W) int64 class ids in [0, channels], where
+                `channels` is void. Class ids give the result of their one-hot vectors.
 
         Returns:
             One (B, width, ceil(H / 2^block), ceil(W / 2^block)) tensor per tap, and the
@@ -104,7 +106,7 @@ class StructureAnalyzer(nn.Module):
         """Return the features of the taps only; deeper blocks and the decoder do not run.
 
         Args:
-            maps: (B, channels, H, W).
+            maps: (B, channels, H, W), or (B, H, W) class ids; see `forward`.
 
         Returns:
             One (B, width, ceil(H / 2^block), ceil(W / 2^block)) tensor per tap.
@@ -131,9 +133,12 @@ class StructureAnalyzer(nn.Module):
 
     def _encode(self, maps: Tensor, depth: int) -> list[Tensor]:
         """Return the outputs of the first blocks before their ReLUs."""
-        blocks: list[Tensor] = []
-        for convolution in self.encoder[:depth]:
-            blocks.append(convolution(F.relu(blocks[-1]) if blocks else maps))
+        first, *others = self.encoder[:depth]
+        assert isinstance(first, nn.Conv2d)
+        of_ids = not maps.is_floating_point()
+        blocks: list[Tensor] = [label_convolution(maps, first) if of_ids else first(maps)]
+        for convolution in others:
+            blocks.append(convolution(F.relu(blocks[-1])))
         return blocks
 
     def _tapped(self, blocks: list[Tensor]) -> list[Tensor]:

@@ -11,10 +11,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError
-from lightning_seg.losses import discriminator_loss, one_hot_map, score_map
+from lightning_seg.losses import (
+    class_probabilities,
+    discriminator_loss,
+    one_hot_map,
+    score_map,
+)
 from lightning_seg.networks import FCDiscriminator
-from lightning_seg.numerics import at_least_float32, masked_mean
-from lightning_seg.training.gradients import frozen
+from lightning_seg.numerics import masked_mean
+from lightning_seg.training.shared_forward import scores_of
 from lightning_seg.training.two_players import TwoPlayerModule
 
 
@@ -29,6 +34,8 @@ class Judged(NamedTuple):
     """(B, H, W) logits of the discriminator, large for labels, with a gradient to the segmenter."""
     valid: Tensor
     """(B, H, W) bool, False where a pixel does not count."""
+    own_scores: Tensor | None = None
+    """The scores with a gradient to the discriminator alone; None where they need a new pass."""
 
 
 class DiscriminatorModule(TwoPlayerModule, ABC):
@@ -80,9 +87,9 @@ class DiscriminatorModule(TwoPlayerModule, ABC):
             logits: (B, C, H, W) logits of the segmenter.
             valid: (B, H, W) bool, False where a pixel does not count.
         """
-        maps = at_least_float32(logits).softmax(1)
-        with frozen(self.discriminator):
-            return Judged(logits, maps, self._scores(maps), valid)
+        maps = class_probabilities(logits)
+        scores, own_scores = scores_of(self.discriminator, self._scores, maps)
+        return Judged(logits, maps, scores, valid, own_scores)
 
     def discriminator_term(
         self, shown: Sequence[Judged], real: Tensor
@@ -94,10 +101,10 @@ class DiscriminatorModule(TwoPlayerModule, ABC):
             real: (B, H, W) class ids that are shown as real.
         """
         # (B, C, H, W) probabilities and one-hot labels -> (B, H, W) logits of the discriminator
-        fake = torch.cat([self._scores(each.maps.detach()) for each in shown])
+        fake = torch.cat([self._own_scores(each) for each in shown])
         fake_valid = torch.cat([each.valid for each in shown])
-        truth = self._scores(one_hot_map(real, self.num_classes, self.ignore_index))
         real_valid = real != self.ignore_index
+        truth = self._scores_of_labels(real, real_valid)
         accuracies = {}
         if self.logs_now():
             accuracies = {
@@ -117,7 +124,20 @@ class DiscriminatorModule(TwoPlayerModule, ABC):
         Returns:
             (B, H, W) confidences in [0, 1].
         """
-        return self._scores(at_least_float32(self(image)).softmax(1)).sigmoid()
+        return self._scores(class_probabilities(self(image))).sigmoid()
+
+    def _own_scores(self, judged: Judged) -> Tensor:
+        """Return the scores of predictions, with a gradient to the discriminator alone."""
+        if judged.own_scores is not None:
+            return judged.own_scores
+        return self._scores(judged.maps.detach())
+
+    def _scores_of_labels(self, labels: Tensor, valid: Tensor) -> Tensor:
+        """Return the logits of the discriminator for labels, (B, H, W) -> (B, H, W)."""
+        if type(self.discriminator) is not FCDiscriminator:
+            return self._scores(one_hot_map(labels, self.num_classes, self.ignore_index))
+        size = (labels.shape[-2], labels.shape[-1])
+        return score_map(self.discriminator(labels.where(valid, self.num_classes)), size)
 
     def _scores(self, maps: Tensor) -> Tensor:
         """Return the logits of the discriminator at every pixel, (B, C, H, W) -> (B, H, W)."""
