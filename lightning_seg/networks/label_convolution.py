@@ -88,7 +88,7 @@ class _LabelConvolution(torch.autograd.Function):
         out, classes, *kernel = weight.shape
         slices = _slices(labels, classes, kernel, stride, padding)  # (B, h, w, K)
         # (O, C, kh, kw) -> (K (C + 1), O), with a slice of zeros for void
-        table = F.pad(weight, (0, 0, 0, 0, 0, 1)).permute(2, 3, 1, 0).reshape(-1, out)
+        table = F.pad(weight, (0, 0, 0, 0, 0, 1)).permute(2, 3, 1, 0).reshape(-1, out).contiguous()
         flat = slices.flatten(0, 2)
         found = F.embedding_bag(flat, at_least_float32(table), mode="sum").to(weight.dtype)
         if bias is not None:
@@ -98,11 +98,14 @@ class _LabelConvolution(torch.autograd.Function):
         # (B h w, O) -> (B, O, h, w) channels-last; no view, because a ReLU in place may follow
         shown = found.view(*slices.shape[:3], out).permute(0, 3, 1, 2)
         return found.new_empty(0).set_(
-            found.untyped_storage(), 0, shown.shape, shown.stride()  # type: ignore[call-overload]
+            found.untyped_storage(),
+            0,
+            shown.shape,
+            shown.stride(),
         )
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (flat,) = ctx.saved_tensors
         out, classes, *kernel = ctx.shape

@@ -113,6 +113,6 @@ class _Head(torch.autograd.Function):
         return graph.scores.detach()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *ctx.graph.gradients(ctx.head, gradient)
