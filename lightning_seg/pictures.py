@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,23 @@ def overlay(
     Returns:
         (H, W, 3) RGB.
     """
-    mixed = image * (1 - opacity) + table[labels] * opacity
-    return np.where((labels == 255)[..., None], image, mixed.round()).astype(np.uint8)
+    blended = _blends(table.tobytes(), opacity)
+    found = np.empty_like(image)
+    first = labels.astype(np.int32) * 768  # (H, W), the place of a class among its three channels
+    for channel in range(3):
+        # (H, W) values -> (H, W) blended values
+        found[..., channel] = blended[first + 256 * channel + image[..., channel]]
+    return found
+
+
+@lru_cache(maxsize=8)
+def _blends(table: bytes, opacity: float) -> NDArray[np.uint8]:
+    """Return every value of a channel blended with every class, (256 classes * 3 * 256 values)."""
+    values = np.arange(256)
+    colors = np.frombuffer(table, np.uint8).reshape(256, 3)
+    mixed = (values * (1 - opacity) + colors[..., None] * opacity).round()
+    mixed[255] = values  # void
+    return mixed.astype(np.uint8).ravel()
 
 
 def share_chart(

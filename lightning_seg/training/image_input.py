@@ -134,7 +134,11 @@ class ImageInput(L.LightningModule):
         if self.input_mode == "gray":
             image = image.mean(-3, keepdim=True)
         image = ((image - self.image_mean) / self.image_std).to(self.image_mean.dtype)
-        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+        if not self.channels_last:
+            return image
+        # (..., channels, H, W) -> (N, channels, H, W), which alone have this memory order
+        flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
+        return flat.view(image.shape) if image.ndim <= 4 else flat.unflatten(0, image.shape[:-3])
 
     def picture(self, image: Tensor) -> Tensor:
         """Return the (..., 3, H, W) picture of (..., channels, H, W) images, for people."""

@@ -35,6 +35,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from lightning_seg.errors import SetupError, require_one_of, require_range
+from lightning_seg.training.fused import prefer_fused
 from lightning_seg.training.gradients import average_gradients, clip_gradients, share_weights
 from lightning_seg.training.optimization import build_optimizer, with_schedule
 from lightning_seg.training.segmentation import SegmentationModule
@@ -310,6 +311,7 @@ class TwoPlayerModule(SegmentationModule):
         optimizer = build_optimizer(
             self.opponent_optimizer, self.opponent, self.opponent_lr, decay_all=self.decay_all
         )
+        prefer_fused(optimizer, self._trainer)
         opponent = with_schedule(optimizer, self.opponent_lr_scheduler, self.lr_interval)
         segmenter: Any = super().configure_optimizers()
         players: list[dict[str, Any]] = [segmenter, dict(opponent)]

@@ -21,6 +21,7 @@ def write(folder: Path, name: str) -> None:
     batch = {"image": torch.full((1, 3, 2, 3), 100, dtype=torch.uint8)}
     prediction = {"id": [name], "labels": labels}
     writer.write_on_batch_end(trainer, module, prediction, None, batch, 0, 0)
+    writer.on_predict_end(trainer, module)
 
 
 @pytest.fixture
@@ -71,6 +72,47 @@ def test_overlays_blend_and_leave_void_alone() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
     labels = np.array([[0, 255]], np.uint8)
     assert overlay(image, labels, table, 0.25).tolist() == [[[125, 75, 75], [100, 100, 100]]]
+
+
+@pytest.mark.parametrize("opacity", [0.0, 0.3, 0.5, 0.77, 1.0])
+def test_overlays_are_those_of_a_blend_in_float64(opacity) -> None:
+    rng = np.random.default_rng(0)
+    table = color_table(20)
+    image = rng.integers(0, 256, (67, 45, 3), dtype=np.uint8)
+    labels = rng.integers(0, 256, (67, 45), dtype=np.uint8)
+    labels[:9] = 255
+    mixed = (image * (1 - opacity) + table[labels] * opacity).round()
+    expected = np.where((labels == 255)[..., None], image, mixed)
+    assert np.array_equal(overlay(image, labels, table, opacity), expected)
+
+
+def test_many_predictions_are_all_written_and_errors_stop_the_run(tmp_path: Path) -> None:
+    writer = PredictionWriter(str(tmp_path))
+    trainer = SimpleNamespace(default_root_dir="unused")
+    module = SimpleNamespace(num_classes=2, palette=None, picture=lambda image: image)
+    writer.on_predict_start(trainer, module)
+
+    def show(number: int) -> None:
+        labels = torch.full((2, 40, 40), number % 2, dtype=torch.uint8)
+        batch = {"image": torch.full((2, 3, 40, 40), 100, dtype=torch.uint8)}
+        prediction = {"id": [f"{number}a", f"{number}b"], "labels": labels}
+        writer.write_on_batch_end(trainer, module, prediction, None, batch, number, 0)
+
+    for number in range(20):
+        show(number)
+    writer.on_predict_end(trainer, module)
+    assert writer.written == 40
+    assert len(list((tmp_path / "masks").glob("*.png"))) == 40
+    assert len(list((tmp_path / "overlays").glob("*.jpg"))) == 40
+    for number in range(20):
+        assert np.all(np.asarray(Image.open(tmp_path / f"masks/{number}b.png")) == number % 2)
+    (tmp_path / "masks/20a.png").mkdir()  # in the way of a file
+    with pytest.raises(OSError, match="20a"):
+        list(map(show, range(20, 40)))
+    writer.on_exception(trainer, module, OSError())
+    written = len(list((tmp_path / "masks").glob("*.png")))
+    assert written < 70  # the run stopped early, with whole files only
+    assert not list(tmp_path.rglob(".part-*"))
 
 
 def test_default_colours_are_pascal_vocs() -> None:

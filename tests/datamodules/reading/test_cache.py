@@ -1,5 +1,8 @@
+import mmap
 import multiprocessing
 import os
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,59 @@ def test_decodes_once_and_maps_afterwards(tmp_path: Path) -> None:
     for _ in range(3):
         assert np.array_equal(cache.get(tmp_path / "a.png", decode, "image"), image)
     assert len(calls) == 1
-    assert isinstance(cache.get(tmp_path / "a.png", decode, "image"), np.memmap)
+    found = cache.get(tmp_path / "a.png", decode, "image")
+    assert isinstance(found.base, mmap.mmap)
+    assert not found.flags.writeable
+
+
+def test_arrays_have_the_values_shapes_and_orders_that_numpy_reads(tmp_path: Path) -> None:
+    cache = DecodedCache(tmp_path / "cache")
+    for number, array in enumerate(
+        (
+            np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+            np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+            np.arange(5, dtype=np.uint16),
+            np.array(7, np.int64),
+        )
+    ):
+        path = tmp_path / f"{number}.png"
+        path.touch()
+        cache.get(path, lambda array=array: array, "image")
+        found = cache.get(path, pytest.fail, "image")
+        (stored,) = (tmp_path / "cache").rglob("*.npy")
+        expected = np.load(stored)
+        assert np.array_equal(found, expected)
+        assert (found.dtype, found.shape, found.strides) == (
+            expected.dtype,
+            expected.shape,
+            expected.strides,
+        )
+        stored.unlink()
+
+
+def test_few_arrays_are_open_and_none_is_pickled(tmp_path: Path) -> None:
+    cache = DecodedCache(tmp_path / "cache")
+    paths = [tmp_path / f"{number}.png" for number in range(140)]
+    for value, path in enumerate(paths):
+        path.touch()
+        for _ in range(2):
+            cache.get(path, lambda value=value: np.full((3, 3), value, np.uint8), "image")
+    assert len(cache._open) == 128
+    again = pickle.loads(pickle.dumps(cache))
+    assert not again._open
+    for value, path in enumerate(paths):
+        assert again.get(path, pytest.fail, "image")[0, 0] == value
+
+
+def test_an_array_whose_file_is_gone_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    image = save(path, 1)
+    cache = DecodedCache(tmp_path / "cache")
+    for _ in range(2):
+        cache.get(path, lambda: read_image(path), "image")
+    shutil.rmtree(tmp_path / "cache")
+    assert np.array_equal(cache.get(path, lambda: read_image(path), "image"), image)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
 
 
 def test_a_changed_file_is_decoded_anew_and_the_old_array_goes(tmp_path: Path) -> None:
