@@ -65,6 +65,31 @@ class RandomState:
             torch.cuda.set_rng_state(states[rank]["cuda"].cpu())
 
 
+def take_usual_order(checkpoint: dict[str, Any]) -> None:
+    """Bring the tensors of a checkpoint that is saved into contiguous memory order.
+
+    Programs that read a checkpoint may send or map its memory as it is. `ShardedStrategy` does so
+    with weights and the states of optimizers.
+
+    Args:
+        checkpoint: The checkpoint. The dicts of optimizers are replaced, because they are in use.
+    """
+    weights = checkpoint.get("state_dict", {})
+    for name, value in weights.items():
+        if isinstance(value, Tensor):
+            weights[name] = value.contiguous()
+    states = checkpoint.get("optimizer_states", [])
+    for number, optimizer in enumerate(states):
+        if "state" in optimizer:
+            states[number] = {**optimizer, "state": _contiguous(optimizer["state"])}
+
+
+def _contiguous(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _contiguous(value) for name, value in values.items()}
+    return values.contiguous() if isinstance(values, Tensor) else values
+
+
 def require_same_tensors(module: Mapping[str, Tensor], checkpoint: Mapping[str, Tensor]) -> None:
     """Raise `SetupError` where the tensors of a module and a checkpoint differ in name or shape."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 DTYPES = (torch.float32, torch.float64)
@@ -39,7 +40,21 @@ def prefer_fused(optimizer: Optimizer, trainer: Trainer | None) -> Optimizer:
     if fit and not any(map(_chosen, optimizer.param_groups)):
         for group in optimizer.param_groups:
             group["fused"] = True
+    optimizer.register_load_state_dict_post_hook(_order_as_weights)
     return optimizer
+
+
+def _order_as_weights(optimizer: Optimizer) -> None:
+    """Bring the state of a checkpoint into the memory order of the weights.
+
+    Fused kernels read weights and state side by side in memory. A state of contiguous weights,
+    beside weights in channels-last order, would meet the wrong weights, without an error on CPUs.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            moved = isinstance(value, Tensor) and value.shape == weight.shape
+            if moved and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _chosen(group: dict[str, Any]) -> bool:

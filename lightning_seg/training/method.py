@@ -23,6 +23,7 @@ from lightning_seg.training.checkpoints import (
     RandomState,
     keep_what_a_checkpoint_needs,
     require_same_tensors,
+    take_usual_order,
 )
 from lightning_seg.training.frozen_layers import (
     FrozenNorms,
@@ -318,6 +319,7 @@ class MethodModule(ExplicitSignature, ImageInput, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the random state, so that a resumed run draws the same random numbers."""
         self._guard.check()
+        take_usual_order(checkpoint)
         checkpoint["random_state"] = self._random_state.capture()
         checkpoint |= self.input_facts()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
@@ -53,14 +54,36 @@ def test_other_optimizers_and_dtypes_are_left_alone() -> None:
     assert optimizer.param_groups[0]["fused"] is None
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        (SGD, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
-        (Adam, {}),
-        (AdamW, {"weight_decay": 0.1, "amsgrad": True}),
-    ],
-)
+KINDS = [
+    (SGD, {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
+    (Adam, {}),
+    (AdamW, {"weight_decay": 0.1, "amsgrad": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_a_state_in_another_memory_order_meets_the_same_weights(kind, options) -> None:
+    """Contiguous weights leave the checkpoint, and channels-last ones go on with it."""
+    torch.manual_seed(0)
+    before, usual = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+    first = kind(before.parameters(), lr=0.1, **options)
+    before(torch.randn(2, 4, 8, 8)).square().sum().backward()
+    first.step()
+    usual.load_state_dict(before.state_dict())
+    quick = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    quick.load_state_dict(before.state_dict())
+    slow = kind(usual.parameters(), lr=0.1, **options)
+    fast = prefer_fused(kind(quick.parameters(), lr=0.1, **options), trainer())
+    image = torch.randn(2, 4, 8, 8)
+    for optimizer, layer in ((slow, usual), (fast, quick)):
+        optimizer.load_state_dict(deepcopy(first.state_dict()))
+        optimizer.param_groups[0]["fused"] = optimizer is fast
+        layer(image).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(quick.weight, usual.weight, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_fused_steps_equal_the_usual_ones_and_resume(kind, options) -> None:
     torch.manual_seed(0)
     usual, quick = nn.Linear(5, 4), nn.Linear(5, 4)
