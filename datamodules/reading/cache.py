@@ -139,7 +139,7 @@ def _map(path: Path) -> NDArray[Any]:
 def _header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
     """Return shape, order and dtype of a .npy file, whose header many files share."""
     file = io.BytesIO(header)
-    if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
+    if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("no array of this cache")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     return shape, "F" if fortran else "C", dtype

@@ -138,7 +138,11 @@ class ImageInput(L.LightningModule):
             return image
         # (..., channels, H, W) -> (N, channels, H, W), which alone have this memory order
         flat = image.reshape(-1, *image.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        return flat.view(image.shape) if image.ndim <= 4 else flat.unflatten(0, image.shape[:-3])
+        return (
+            flat.view(image.shape)
+            if image.ndim <= 4
+            else torch.unflatten(flat, 0, image.shape[:-3])
+        )
 
     def picture(self, image: Tensor) -> Tensor:
         """Return the (..., 3, H, W) picture of (..., channels, H, W) images, for people."""
