@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import re
 import sys
 from pathlib import Path
@@ -252,3 +253,11 @@ def test_the_predictor_of_the_page_on_prediction_runs() -> None:
     names: dict[str, object] = {}
     exec(compile(code, "inference.md", "exec"), names)
     assert names["labels"].shape == (1, 300, 400)
+
+
+def test_the_table_of_smaller_logits_is_that_of_the_measurement() -> None:
+    with (ROOT / "benchmarks/results/smaller_logits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = (ROOT / "docs/losses.md").read_text()
+    for cells in (rows[0].keys(), *(row.values() for row in rows)):
+        assert f"| {' | '.join(cells)} |" in page

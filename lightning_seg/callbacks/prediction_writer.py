@@ -167,9 +167,7 @@ class PredictionWriter(BasePredictionWriter):
                     self._videos.add(video, np.asarray(self._overlay(image, mask)))
             self.written += 1
 
-    def _write_mask(
-        self, path: Path, mask: NDArray[np.uint8], where: Georeference | None
-    ) -> None:
+    def _write_mask(self, path: Path, mask: NDArray[np.uint8], where: Georeference | None) -> None:
         if where is not None:
             with write_whole(path.with_suffix(".tif")) as part:
                 file = GeoTIFFMask(part, mask.shape, self._colors, where)
