@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from losses import peak
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from lightning_seg.losses import cross_entropy, loss_max_pooling, probability_gradient_loss
 
@@ -49,18 +49,6 @@ def step(loss: Loss, logits: Tensor, target: Tensor) -> None:
     loss(logits.detach().requires_grad_(), target).backward()
 
 
-def peak(loss: Loss, logits: Tensor, target: Tensor) -> float:
-    """Return the largest memory of tensors during a step, in MiB."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step(loss, logits, target)
-    held = most = 0
-    for event in found.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / 2**20
-
-
 def main() -> None:
     """Measure all shapes, print the table and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -82,7 +70,10 @@ def main() -> None:
                 start = time.perf_counter()
                 step(loss, logits, target)
                 times[name].append(time.perf_counter() - start)
-        memory = {name: peak(loss, logits, target) for name, loss in LOSSES.items()}
+        memory = {
+            name: peak(loss, logits.clone().requires_grad_(), target)
+            for name, loss in LOSSES.items()
+        }
         first = "upsampled first"
         row = {"B x C x side, stride": f"{images} x {classes} x {side}, {stride}"}
         row[first] = f"{1e3 * statistics.median(times[first]):.0f} ms, {memory[first]:.0f} MiB"
