@@ -18,6 +18,7 @@ from lightning_seg.errors import SetupError, require_one_of
 from lightning_seg.losses.upsampled_labels import most_probable
 from lightning_seg.networks.outputs import read_outputs, require_logits
 from lightning_seg.tensor_files import read_torch_file
+from lightning_seg.training.image_input import normalized
 from lightning_seg.training.segmentation import SegmentationModule
 
 Output = Literal["logits", "probabilities", "labels"]
@@ -78,17 +79,13 @@ class Segmenter(nn.Module):
             return logits.softmax(1)
         return logits.argmax(1).to(torch.uint8)
 
-    def logits(self, image: Tensor, full_size: bool = True) -> Tensor:
-        """Return the (B, C, H, W) logits of images, or smaller ones where the network can do so.
+    def logits(self, image: Tensor) -> Tensor:
+        """Return the (B, C, H, W) logits of images.
 
         Args:
             image: (B, channels, H, W), uint8 in 0..255 or floating point in [0, 1].
-            full_size: Whether logits have the size of the image.
         """
-        image = image.float() / 255 if not image.is_floating_point() else image
-        if self.gray:
-            image = image.mean(1, keepdim=True)
-        image = (image - self.mean) / self.std
+        image = normalized(image, self.mean, self.std, self.gray)
         height, width = image.shape[-2], image.shape[-1]
         tall, wide = self.multiple
         if torch.compiler.is_exporting() and (tall, wide) != (1, 1):
@@ -97,15 +94,12 @@ class Segmenter(nn.Module):
             columns = torch.arange(width + -width % wide, device=image.device)
             image = image.index_select(2, rows.clamp(max=height - 1))
             image = image.index_select(3, columns.clamp(max=width - 1))
-        options = {} if full_size else {"full_size": False}
-        found = self.network(image, **options)
+        found = self.network(image)
         name, size = type(self.network).__name__, image.shape[-2:]
         outputs = read_outputs(found, name, size)
         if not torch.compiler.is_exporting():
-            require_logits(outputs, name, len(self.class_names), size, full_size)
-        logits = outputs["out"][0]
-        if full_size:
-            logits = logits[..., :height, :width]
+            require_logits(outputs, name, len(self.class_names), size)
+        logits = outputs["out"][0][..., :height, :width]
         return logits if self.order is None else logits[:, self.order]
 
     @torch.inference_mode()

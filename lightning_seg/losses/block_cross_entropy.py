@@ -171,6 +171,7 @@ def _visit(
     constants: Constants,
     losses: Tensor | None,
     differentiate: bool,
+    clear_void: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Visit all blocks of rows.
 
@@ -182,50 +183,30 @@ def _visit(
         constants: Class weights and label smoothing.
         losses: (B, H, W), gets the weighted loss of every pixel; None only sums.
         differentiate: Whether the gradient is computed.
+        clear_void: Whether the logits of void pixels, which may be infinite or NaN, become 0. On
+            CPUs they do so only after a sum that is not finite, which saves a pass over all logits
+            in the usual case.
 
     Returns:
         The weighted sum, and its gradient (B, C, h, w) or None.
     """
     logits = logits.detach()
     _require_classes(target, valid, logits.shape[1])
-    on_cpu = logits.device.type == "cpu"
-    total, gradient = _sweep(
-        logits, target, valid, weights, constants, losses, differentiate, not on_cpu
-    )
-    if on_cpu and not bool(total.isfinite()):
-        # logits of void pixels may be infinite or NaN: on CPUs a pass over all is saved otherwise
-        return _sweep(logits, target, valid, weights, constants, losses, differentiate, True)
-    return total, gradient
-
-
-def _sweep(
-    logits: Tensor,
-    target: Tensor,
-    valid: Tensor,
-    weights: Tensor | None,
-    constants: Constants,
-    losses: Tensor | None,
-    differentiate: bool,
-    clear_void: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Visit all blocks; the arguments are those of `_visit`.
-
-    `clear_void` sets the logits of void pixels to 0.
-    """
-    weights = valid.to(logits.dtype) if weights is None else weights.to(logits.dtype) * valid
-    target = target.where(valid, 0)
+    clear_void = clear_void or logits.device.type != "cpu"  # asking would make a GPU wait
+    weight = valid.to(logits.dtype) if weights is None else weights.to(logits.dtype) * valid
+    ids = target.where(valid, 0)
     total = logits.new_zeros(())
     gradients = []
-    for images in groups_of_images(logits, target.shape[2]):
-        rows = UpsampledRows(logits[images], (target.shape[1], target.shape[2]))
+    for images in groups_of_images(logits, ids.shape[2]):
+        rows = UpsampledRows(logits[images], (ids.shape[1], ids.shape[2]))
         for first, last in rows.blocks():
             values = rows.rows(first, last)  # (B, C, n, W)
             if clear_void:
                 values.masked_fill_(~valid[images, None, first:last], 0)
             block = _Block(
                 values,
-                target[images, None, first:last],
-                weights[images, None, first:last],
+                ids[images, None, first:last],
+                weight[images, None, first:last],
                 constants,
             )
             total += block.losses.sum()
@@ -235,6 +216,10 @@ def _sweep(
                 rows.add_gradient(first, block.gradient())
         if differentiate:
             gradients.append(rows.finish())
+    if not clear_void and not bool(total.isfinite()):
+        return _visit(
+            logits, target, valid, weights, constants, losses, differentiate, clear_void=True
+        )
     return total, torch.cat(gradients) if gradients else None
 
 

@@ -20,6 +20,25 @@ from lightning_seg.views import rgb_of
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def normalized(image: Tensor, mean: Tensor, std: Tensor, gray: bool) -> Tensor:
+    """Return images normalised channel by channel, in the dtype of the mean.
+
+    Args:
+        image: (..., channels, H, W), uint8 in 0..255 or floating point in [0, 1].
+        mean: (1, channels, 1, 1) mean of each channel, in [0, 1].
+        std: (1, channels, 1, 1) standard deviation of each channel, above 0.
+        gray: Whether every channel is replaced by the mean of all channels first.
+
+    Returns:
+        (..., channels, H, W).
+    """
+    if not image.is_floating_point():
+        image = image.float() / 255
+    if gray:
+        image = image.mean(-3, keepdim=True)
+    return ((image - mean) / std).to(mean.dtype)
+
+
 class ImageInput(L.LightningModule):
     """Normalises images for a network, whatever number of channels they have.
 
@@ -129,11 +148,8 @@ class ImageInput(L.LightningModule):
         Returns:
             (..., channels, H, W) in the dtype of `image_mean`.
         """
-        if not image.is_floating_point():
-            image = image.float() / 255
-        if self.input_mode == "gray":
-            image = image.mean(-3, keepdim=True)
-        image = ((image - self.image_mean) / self.image_std).to(self.image_mean.dtype)
+        gray = self.input_mode == "gray"
+        image = normalized(image, self.image_mean, self.image_std, gray)
         if not self.channels_last:
             return image
         # (..., channels, H, W) -> (N, channels, H, W), which alone have this memory order

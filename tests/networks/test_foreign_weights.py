@@ -134,20 +134,20 @@ def test_a_file_of_dinov3_is_read_whole(written) -> None:
         "blocks.11.gamma_2": "blocks.11.ls2.gamma",
         "blocks.11.mlp.fc2.bias": "blocks.11.mlp.fc2.bias",
     }
-    for mine, theirs in pairs.items():
-        assert torch.equal(ours[mine], file[theirs]), mine
+    for name, official in pairs.items():
+        assert torch.equal(ours[name], file[official]), name
 
 
 def test_the_features_are_those_of_timm_with_the_same_file(written) -> None:
     path = written(dinov3())
     encoder = TimmEncoder("vit_small_patch16_dinov3", [11], weights=path).eval()
-    theirs = timm.create_model("vit_small_patch16_dinov3", checkpoint_path=None).eval()
+    reference = timm.create_model("vit_small_patch16_dinov3", checkpoint_path=None).eval()
     timm.models.load_checkpoint(
-        theirs, path, filter_fn=timm.models.eva.checkpoint_filter_fn, weights_only=True
+        reference, path, filter_fn=timm.models.eva.checkpoint_filter_fn, weights_only=True
     )
     image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        (expected,) = theirs.forward_intermediates(
+        (expected,) = reference.forward_intermediates(
             image, indices=[11], norm=False, intermediates_only=True
         )
         torch.testing.assert_close(encoder(image)[0], expected)
