@@ -16,6 +16,7 @@ PACKAGES = ("lightning_seg", "datamodules")
 GROUND = (
     "errors",
     "files",
+    "label_selection",
     "numerics",
     "pictures",
     "processes",
