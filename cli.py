@@ -6,6 +6,7 @@ from pathlib import Path
 from datamodules import ImageDataModule, scan
 from lightning_seg import MethodModule
 from lightning_seg.callbacks import LoggedConfig
+from lightning_seg.commands.autolabel import LabelingTrainer
 from lightning_seg.commands.check import check
 from lightning_seg.commands.compare import compare
 from lightning_seg.commands.export import export
@@ -25,8 +26,8 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         args: The words of the command line; None takes the process's own.
 
     Returns:
-        Lightning's command object with trainer, model and data for `fit`, `validate`, `test` and
-        `predict`; the exit code for the other verbs.
+        Lightning's command object with trainer, model and data for `fit`, `validate`, `test`,
+        `predict` and `autolabel`; the exit code for the other verbs.
     """
     words = sys.argv[1:] if args is None else args
     if words[:1] == ["check"]:
@@ -48,6 +49,7 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        trainer_class=LabelingTrainer,
         trainer_defaults={"enable_model_summary": False},
         parser_class=ReadableParser,
         parser_kwargs={"description": DESCRIPTION},

@@ -21,17 +21,12 @@ from datamodules.loading.dataset import Failing, SegmentationDataset
 from datamodules.loading.loaders import GroupedLoader, Stream, share_workers
 from datamodules.loading.patch_dataset import PatchDataset, collate_patches
 from datamodules.loading.shards import UnlabeledShards
-from datamodules.loading.streams import (
-    LABELED,
-    LABELED_REAL,
-    UNLABELED,
-    Examples,
-    Loaders,
-)
-from datamodules.option_checks import at_least
+from datamodules.loading.streams import LABELED, LABELED_REAL, UNLABELED, Examples, Loaders
+from datamodules.option_checks import at_least, warn_of_unused
 from datamodules.reading.files import find_images
 from datamodules.reading.sources import Source, Subset
 from datamodules.reading.videos import images_and_frames
+from datamodules.selection.autolabel_parts import AutolabelParts
 from datamodules.selection.class_pixels import class_pixels
 from datamodules.selection.label_splits import LabelSplit, divide
 from datamodules.selection.samplers import ClassSampler
@@ -136,7 +131,8 @@ class SegmentationDataModule(ImageDataModule, ABC):
         self.videos: dict[str, Path] = {}
         self._class_samplers: list[ClassSampler] = []
         self._check_options()
-        self._warn_of_unused(
+        warn_of_unused(
+            unlabeled_batch_size > 0,
             unlabeled=unlabeled,
             unlabeled_shards=unlabeled_shards,
             unlabeled_augmentation=unlabeled_augmentation,
@@ -153,15 +149,6 @@ class SegmentationDataModule(ImageDataModule, ABC):
             raise DataError(
                 "patches are cut out of labelled images alone: a batch of them has no other groups",
                 option=("patches null", "unlabeled_batch_size 0", "labeled_real_batch_size 0"),
-            )
-
-    def _warn_of_unused(self, **options: object) -> None:
-        """Warn of options for unlabelled images where no such images are used."""
-        given = [f"{name}=" for name, value in options.items() if value is not None]
-        if given and self.unlabeled_batch_size == 0:
-            rank_zero_warn(
-                f"{', '.join(given)} does nothing without unlabelled images in a batch "
-                "(option: unlabeled_batch_size=)"
             )
 
     @property
@@ -224,6 +211,26 @@ class SegmentationDataModule(ImageDataModule, ABC):
             )
         self.split = split
         self._sources["train"] = labeled_part(whole, split)
+
+    def setup_autolabel(self) -> AutolabelParts:
+        """Find the examples of `fit`, and let prediction read the images that are to get labels.
+
+        They are those that `predict` names, or else the unlabelled images of training. Prediction
+        reads the validation images after them.
+
+        Raises:
+            DataError: There are no such images, or the examples of `fit` cannot be used.
+        """
+        self.setup("fit")
+        wanted: Source | None = None
+        if self.predict is not None:
+            wanted = self.configured(self.predict_source())
+        elif self.split or self.unlabeled or self.extra_images():
+            wanted = self.configured(self.unlabeled_source(self.source("train"), self.split))
+        parts = AutolabelParts.of(wanted, self._sources["train"], self._sources["val"])
+        self._require_range_to_predict(parts.unlabeled)
+        self._sources["predict"] = parts.joined()
+        return parts
 
     def label_split(self, whole: Source, store: bool = False) -> LabelSplit | None:
         """Divide the training images into those that keep their labels and the others.
@@ -325,14 +332,8 @@ class SegmentationDataModule(ImageDataModule, ABC):
     ) -> Stream:
         if name == UNLABELED and self.shards is not None:
             assert iterations is not None
-            return loaders.streamed(
-                self.shards,
-                self.unlabeled_augmentation,
-                self.strong,
-                batch_size,
-                iterations,
-                workers,
-            )
+            steps, sizes = self.unlabeled_augmentation, (batch_size, iterations, workers)
+            return loaders.streamed(self.shards, steps, self.strong, *sizes)
         if name == UNLABELED:
             source, steps, strong = self._sources[name], self.unlabeled_augmentation, self.strong
         else:

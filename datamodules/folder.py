@@ -100,7 +100,8 @@ class FolderDataModule(SegmentationDataModule):
             mask_suffix,
         )
         self.skip_unpaired = unpaired == "skip"
-        self._void_given = void is not None
+        # what the verb autolabel wrote has no class 255
+        self._void_given = void is not None or (self.root / "autolabel.json").is_file()
         self._palette: list[list[int]] | None = None
         if color_map is not None:
             names, self.decoder = self._decode_colors(color_map, void, unknown_values)

@@ -304,7 +304,7 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         """Raise an error where validation images of several sizes would have to share a batch."""
         if self.val_batch_size == 1 or not isinstance(source, FileSource):
             return
-        if len(sizes := _sizes(source)) > 1:
+        if len(sizes := self._sizes(files(source))) > 1:
             raise DataError(
                 f"images of {len(sizes)} sizes cannot share a batch of {self.val_batch_size}",
                 option="val_batch_size 1",
@@ -353,8 +353,8 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
     def _ordered(self, name: str) -> DataLoader[Any]:
         source = self._sources[name]
         batch_size = self.val_batch_size
-        if name == "predict" and batch_size > 1 and isinstance(source, FileSource):
-            alone = self.rows_above is not None or len(_sizes(source)) > 1
+        if name == "predict" and batch_size > 1 and (paths := files(source)):
+            alone = self.rows_above is not None or len(self._sizes(paths)) > 1
             batch_size = 1 if alone else batch_size
         # a prediction must not silently be that of another image
         on_bad_sample: Failing = "report" if name == "predict" else self.on_bad_sample
@@ -390,11 +390,10 @@ class ImageDataModule(ExplicitSignature, L.LightningDataModule, ABC):
         while self._open:
             self._open.pop()()
 
-
-def _sizes(source: FileSource) -> set[tuple[int, int]]:
-    """Return the sizes of all images that can be read."""
-    sizes = set()
-    for path in source.images.values():
-        with contextlib.suppress(DataError):
-            sizes.add(image_size(path, source.reading.channels))
-    return sizes
+    def _sizes(self, paths: list[Path]) -> set[tuple[int, int]]:
+        """Return the sizes of all images that can be read."""
+        sizes = set()
+        for path in paths:
+            with contextlib.suppress(DataError):
+                sizes.add(image_size(path, self.channels))
+        return sizes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from datamodules.errors import DataError
 from lightning_seg.errors import require_range
 
@@ -84,3 +86,13 @@ def require_channel_options(
                 f"picture_channels must be in [0, {channels - 1}], not {list(picture_channels)}",
                 option="picture_channels",
             )
+
+
+def warn_of_unused(used: bool, **options: object) -> None:
+    """Warn of options for unlabelled images where no such images are `used`."""
+    given = [f"{name}=" for name, value in options.items() if value is not None]
+    if given and not used:
+        rank_zero_warn(
+            f"{', '.join(given)} does nothing without unlabelled images in a batch "
+            "(option: unlabeled_batch_size=)"
+        )

@@ -66,22 +66,16 @@ def confidence_of(code: int) -> float:
     return 1 / (1 + math.exp(LARGEST - code * (2 * LARGEST / (CODES - 1))))
 
 
-def histograms(labels: NDArray[np.uint8], codes: Codes, num_classes: int) -> NDArray[np.int64]:
-    """Count the pixels of every class and code.
+def count(counts: NDArray[np.int64], labels: NDArray[np.uint8], codes: Codes) -> None:
+    """Add the pixels of an image to the histograms of the classes.
 
     Args:
+        counts: (C, 65536) numbers of pixels of every class and code, changed in place.
         labels: Predicted class ids, of any shape.
         codes: Codes of the confidences, of the same shape.
-        num_classes: Number of classes C.
-
-    Returns:
-        (C, 65536) numbers of pixels. Those of several images are added.
     """
-    place = labels.astype(np.int64).ravel() * CODES + codes.ravel()
-    counts = np.zeros(num_classes * CODES, np.int64)
-    found, number = np.unique(place, return_counts=True)  # bincount would be as large each time
-    counts[found] = number
-    return counts.reshape(num_classes, CODES)
+    places, number = np.unique(labels.astype(np.int64) * CODES + codes, return_counts=True)
+    counts.reshape(-1)[places] += number
 
 
 def smallest_codes(

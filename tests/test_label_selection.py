@@ -12,14 +12,20 @@ from lightning_seg.label_selection import (
     Tally,
     code_of,
     confidence_of,
+    count,
     encoded,
-    histograms,
     report,
     selected,
     smallest_codes,
 )
 
 STEP = 0.00014  # of a confidence, between two codes
+
+
+def histograms(labels: np.ndarray, codes: np.ndarray, num_classes: int) -> np.ndarray:
+    counts = np.zeros((num_classes, CODES), np.int64)
+    count(counts, labels, codes)
+    return counts
 
 
 def log_odds(confidence: np.ndarray) -> np.ndarray:

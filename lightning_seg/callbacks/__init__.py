@@ -1,5 +1,6 @@
 """Lightning callbacks: tables, pictures, speed, files, running means of weights, searches."""
 
+from lightning_seg.callbacks.auto_labels import AutoLabels
 from lightning_seg.callbacks.complementary_sampling import ComplementarySampling
 from lightning_seg.callbacks.inference import Inference
 from lightning_seg.callbacks.iou_table import IoUTable
@@ -17,6 +18,7 @@ from lightning_seg.callbacks.validation_pictures import ValidationPictures
 ON_EVERY_RUN = {
     "inference": Inference,
     "predictions": PredictionWriter,
+    "autolabel": AutoLabels,
     "iou_table": IoUTable,
     "scores": ScoreFiles,
     "encoder_file": SaveEncoder,
@@ -29,6 +31,7 @@ ON_EVERY_RUN = {
 
 __all__ = [
     "ON_EVERY_RUN",
+    "AutoLabels",
     "BatchSizeSearch",
     "ComplementarySampling",
     "Inference",

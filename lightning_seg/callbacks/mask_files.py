@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from lightning_seg.files import write_whole
 
 
 class Georeference(NamedTuple):
@@ -42,6 +45,25 @@ def georeference(path: str | None) -> Georeference | None:
         except rasterio.errors.RasterioError:  # a rare kind of TIFF
             return None
     return None if found.crs is None and found.transform.is_identity else found
+
+
+def write_palette_png(path: Path, mask: NDArray[np.uint8], colors: NDArray[np.uint8]) -> None:
+    """Write a mask whole, as a PNG that stores class ids and shows their colours.
+
+    Args:
+        path: The file to write.
+        mask: (H, W) class ids.
+        colors: (256, 3) uint8 RGB colours of the class ids.
+    """
+    index = Image.fromarray(mask)
+    index.putpalette(colors.tobytes())
+    with write_whole(path) as part:
+        index.save(part, format="PNG", compress_level=_LEVEL)
+
+
+_LEVEL = 3
+"""Level of the compression of masks: half the time of zlib's default 6, and files of 1.6 times the
+size."""
 
 
 class MaskFile(ABC):

@@ -53,16 +53,23 @@ def place(root: Path, kind: Kind, name: str, suffix: str | None = None) -> Path:
     return path.with_name(f"{kept}-{digest}{suffix}")
 
 
-def require_writable(root: Path) -> None:
-    """Raise `SetupError` for a folder in which no file can be made."""
+def require_writable(
+    root: Path, option: str = "predictions.output_dir", what: str = "predictions"
+) -> None:
+    """Raise `SetupError` for a folder in which no file can be made.
+
+    Args:
+        root: The folder; where it is missing, the closest folder above counts.
+        option: The option that names the folder.
+        what: What is to be written.
+    """
     there = next(each for each in (root, *root.absolute().parents) if each.exists())
     try:
         with TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise SetupError(
-            f"predictions cannot be written to {root}: {there}: {error.strerror}",
-            option="predictions.output_dir",
+            f"{what} cannot be written to {root}: {there}: {error.strerror}", option=option
         ) from error
 
 

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_seg.callbacks.file_threads import FileThreads
-from lightning_seg.callbacks.mask_files import Georeference, GeoTIFFMask, georeference
+from lightning_seg.callbacks.mask_files import (
+    Georeference,
+    GeoTIFFMask,
+    georeference,
+    write_palette_png,
+)
 from lightning_seg.callbacks.prediction_files import (
     is_written,
     place,
@@ -174,12 +179,10 @@ class PredictionWriter(BasePredictionWriter):
                 file.add(mask)
                 file.close()
             return
-        index = Image.fromarray(mask)
-        index.putpalette(self._colors.tobytes())
-        _save(index, path, compress_level=_LEVEL)
+        write_palette_png(path, mask, self._colors)
 
     def _write_overlay(self, path: Path, image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
-        _save(self._overlay(image, mask), path, quality=92)
+        _save(self._overlay(image, mask), path)
 
     def _write_strips(
         self, module: LightningModule, prediction: Any, batch: Any, root: Path
@@ -191,7 +194,7 @@ class PredictionWriter(BasePredictionWriter):
                 if self.overlays:
                     image = torch.from_numpy(file.small).permute(2, 0, 1)  # (h, w, C) -> (C, h, w)
                     shown = self._overlay(rgb_array(module.picture(image)), small)  # type: ignore[operator]
-                    _save(shown, place(root, "overlays", name), quality=92)
+                    _save(shown, place(root, "overlays", name))
             self.written += 1
         except UserError as error:
             if error.scope != "data":
@@ -220,12 +223,6 @@ class PredictionWriter(BasePredictionWriter):
         return Image.fromarray(overlay(image, mask, self._colors, self.opacity))
 
 
-_LEVEL = 3
-"""Level of the compression of masks: half the time of zlib's default 6, and files of 1.6 times the
-size."""
-
-
-def _save(picture: Image.Image, path: Path, **options: Any) -> None:
-    kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+def _save(picture: Image.Image, path: Path) -> None:
     with write_whole(path) as part:
-        picture.save(part, format=kind, **options)
+        picture.save(part, format="JPEG", quality=92)

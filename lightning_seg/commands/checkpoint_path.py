@@ -25,10 +25,11 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
     """Return the checkpoint that a run starts from; None starts with the network as it is built.
 
     Args:
-        verb: `fit`, `validate`, `test` or `predict`.
+        verb: `fit`, `validate`, `test`, `predict` or `autolabel`.
         given: The option `ckpt_path`: a file; `best` or `last`, the newest such checkpoint in the
             run's folder; `auto`, which `fit` takes as `last` where there is one and else starts
-            anew; `untrained`, for the other verbs; or None.
+            anew; for the other verbs `untrained`, or the folder of a run, whose best checkpoint is
+            taken, or else its last one; or None.
         trainer: The Trainer of the run.
 
     Raises:
@@ -42,6 +43,8 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
         )
     if given == UNTRAINED and verb != "fit":
         return None
+    if given is not None and verb != "fit" and _is_run(Path(given).expanduser()):
+        return str(checkpoint_of(Path(given).expanduser()))
     if given is None and was_requeued():
         rank_zero_info("the job was requeued: it goes on from its last checkpoint, if there is one")
         return _going_on(newest_whole(_last_of_job(trainer)))
@@ -52,6 +55,25 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
     if given is None and not getattr(trainer, "fast_dev_run", False):
         _require_no_earlier_run(trainer)
     return given
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Return a file as it is, and of a run's folder its best checkpoint, or else its last one.
+
+    Raises:
+        SetupError: The folder has no checkpoint.
+    """
+    if not path.is_dir():
+        return path
+    for name in ("best", "last", ""):
+        if found := newest_whole(path.rglob(f"{name}*.ckpt")):
+            return found
+    raise SetupError(f"there is no checkpoint in {path}", option="ckpt_path")
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a path is a folder, and no checkpoint in several files."""
+    return path.is_dir() and path.suffix != ".ckpt"
 
 
 def _going_on(checkpoint: Path | None) -> str | None:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from jsonargparse.typing import PositiveInt
 
+from lightning_seg.commands.checkpoint_path import checkpoint_of
 from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.deployment.exporting import (
     KINDS,
@@ -34,7 +35,6 @@ from lightning_seg.deployment.segmenter import (
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
 from lightning_seg.tensor_files import read_torch_file
-from lightning_seg.training.checkpoint_io import newest_whole
 
 
 def export(words: Sequence[str]) -> int:
@@ -103,20 +103,6 @@ def export_parser() -> ReadableParser:
         help="float16 or int8 make an ONNX file smaller; its results then differ.",
     )
     return parser
-
-
-def checkpoint_of(path: Path) -> Path:
-    """Return a file as it is, and of a run's folder its best checkpoint, or else its last one.
-
-    Raises:
-        SetupError: The folder has no checkpoint.
-    """
-    if not path.is_dir():
-        return path
-    for name in ("best", "last", ""):
-        if found := newest_whole(path.rglob(f"{name}*.ckpt")):
-            return found
-    raise SetupError(f"there is no checkpoint in {path}", option="ckpt_path")
 
 
 def _weights(

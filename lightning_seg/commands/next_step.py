@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from lightning import Callback, Trainer
 
-from lightning_seg.callbacks import PredictionWriter, SaveEncoder, ScoreFiles, StopOnSignal
+from lightning_seg.callbacks import (
+    AutoLabels,
+    PredictionWriter,
+    SaveEncoder,
+    ScoreFiles,
+    StopOnSignal,
+)
+from lightning_seg.callbacks.label_folder import PIECE
+from lightning_seg.commands.autolabel import show, student_words, written
 from lightning_seg.commands.messages import in_flags
 from lightning_seg.commands.parser import ReadableParser
 from lightning_seg.run_folder import CONFIG, run_folder
@@ -22,7 +30,7 @@ Kind = TypeVar("Kind", bound=Callback)
 
 
 def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
-    """Return the line for a run of `fit`, `validate`, `test` or `predict`.
+    """Return the line for a run of a verb of the Trainer.
 
     Args:
         verb: The verb that has been run.
@@ -34,6 +42,8 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
     """
     if verb == "fit":
         return _after_fit(trainer, words)
+    if verb == "autolabel":
+        return _after_autolabel(trainer, words)
     if verb == "predict":
         writer = _callback(trainer, PredictionWriter)
         folder = writer.folder(trainer)
@@ -53,8 +63,10 @@ def next_step(verb: str, trainer: Trainer, words: Sequence[str]) -> str:
 
 
 def failures(trainer: Trainer) -> str | None:
-    """Return the list of the images that `predict` could not read; None where there are none."""
-    failed = _callback(trainer, PredictionWriter).failed
+    """Return the list of the images that could not be read; None where there are none."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    writers = [each for each in callbacks if isinstance(each, (PredictionWriter, AutoLabels))]
+    failed = [pair for writer in writers for pair in writer.failed]
     if not failed:
         return None
     lines = [f"{name}: {in_flags(text, 'data', ReadableParser.keys())}" for name, text in failed]
@@ -114,6 +126,16 @@ def _after_fit(trainer: Trainer, words: Sequence[str]) -> str:
     saved = run_folder(trainer) / CONFIG
     options = ["-c", _short(saved)] if saved.is_file() else words
     return f"{where}; next: {as_typed('test', [*options, '--ckpt_path', _short(Path(checkpoint))])}"
+
+
+def _after_autolabel(trainer: Trainer, words: Sequence[str]) -> str:
+    labels = _callback(trainer, AutoLabels)
+    show(labels.report)
+    folder = labels.folder(trainer)
+    run = f"{_short(folder)}_student"
+    options = student_words(_pairs(words), _short(folder / PIECE))
+    options += ["--trainer.default_root_dir", run]
+    return f"{written(labels, _short(folder))}; next: {as_typed('fit', options)}"
 
 
 def _log_folder(trainer: Trainer) -> Path | None:

@@ -48,6 +48,7 @@ VERBS = {
     "validate": "Print the scores of a checkpoint on the validation images.",
     "test": "Print the scores of a checkpoint on the test images.",
     "predict": "Write a mask and an overlay for every image.",
+    "autolabel": "Write confident predictions for images without labels as masks to train on.",
 }
 
 JOINED = ("trainer.callbacks", "trainer.logger")

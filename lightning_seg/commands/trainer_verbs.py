@@ -1,4 +1,4 @@
-"""The verbs of Lightning's Trainer: `fit`, `validate`, `test` and `predict`."""
+"""The verbs of the Trainer: `fit`, `validate`, `test`, `predict` and `autolabel`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_seg.callbacks import ON_EVERY_RUN, Inference, ScoreFiles, wandb_run
+from lightning_seg.callbacks import (
+    ON_EVERY_RUN,
+    AutoLabels,
+    Inference,
+    PredictionWriter,
+    ScoreFiles,
+    wandb_run,
+)
 from lightning_seg.callbacks.metrics_file import keep_rows, log_once
+from lightning_seg.commands.autolabel import student_piece
 from lightning_seg.commands.checkpoint_path import checkpoint_path, starts_again
 from lightning_seg.commands.job import (
     name_runs,
@@ -40,7 +48,22 @@ FROM_DATA = (
 
 
 class SegmentationCLI(LightningCLI):
-    """Runs `fit`, `validate`, `test` and `predict` with a method and a data module by name."""
+    """Runs a verb of the Trainer with a method and a data module by name."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs, and the arguments of their methods that are no options."""
+        verbs: dict[str, set[str]] = LightningCLI.subcommands()
+        return verbs | {"autolabel": {"model", "datamodule"}}
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **options: Any
+    ) -> LightningArgumentParser:
+        """Return the parser of a verb; `autolabel` has the options of `predict`."""
+        method = "predict" if subcommand == "autolabel" else subcommand  # its name is a callback's
+        parser = super()._prepare_subcommand_parser(klass, method, **options)
+        self._subcommand_method_arguments[subcommand] = self._subcommand_method_arguments[method]
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link what the data knows to the model, and attach the callbacks of every run."""
@@ -71,7 +94,19 @@ class SegmentationCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Inference):
                 callback.prepare(self.datamodule)
-        self.datamodule.setup(self.subcommand)
+        if self.subcommand == "autolabel":
+            self._prepare_labels()
+        else:
+            self.datamodule.setup(self.subcommand)
+
+    def _prepare_labels(self) -> None:
+        """Let the prediction write labels, and nothing else."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [each for each in callbacks if not isinstance(each, PredictionWriter)]
+        (labels,) = (each for each in callbacks if isinstance(each, AutoLabels))
+        labels.prepare(self.trainer, self.model, self.datamodule)
+        options = self.config[self.subcommand].data.init_args
+        labels.piece = student_piece(labels.folder(self.trainer), self.datamodule, options)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Build the Trainer with a plugin that writes checkpoints whole or not at all.
@@ -130,8 +165,8 @@ class SegmentationCLI(LightningCLI):
 
         Raises:
             SystemExit: With 143 after SIGTERM, with 130 after Ctrl-C, in a job of SLURM with 138
-                after SIGUSR1, with 1 where `predict` could not read an image and `on_bad_sample` is
-                not `skip`.
+                after SIGUSR1, with 1 where `predict` or `autolabel` could not read an image and
+                `on_bad_sample` is not `skip`.
         """
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ScoreFiles):
@@ -152,7 +187,7 @@ class SegmentationCLI(LightningCLI):
         if number := ending_signal(self.trainer):  # at the very end: what follows is not to start
             requeue_if_asked(self.trainer, number)
             raise SystemExit(128 + number)
-        if subcommand == "predict" and (failed := failures(self.trainer)):
+        if subcommand in ("predict", "autolabel") and (failed := failures(self.trainer)):
             rank_zero_info(failed)
             if getattr(self.datamodule, "on_bad_sample", "raise") != "skip":
                 raise SystemExit(1)

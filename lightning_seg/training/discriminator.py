@@ -124,7 +124,17 @@ class DiscriminatorModule(TwoPlayerModule, ABC):
         Returns:
             (B, H, W) confidences in [0, 1].
         """
-        return self._scores(class_probabilities(self(image))).sigmoid()
+        return self.confidence_log_odds(self(image)).sigmoid()
+
+    @torch.no_grad()
+    def confidence_log_odds(self, logits: Tensor) -> Tensor:
+        """Return the logits of the discriminator for predictions, (B, C, H, W) -> (B, H, W).
+
+        Args:
+            logits: (B, C, H, W) logits of the segmenter, whose softmax the discriminator sees, as
+                in the training.
+        """
+        return self._scores(class_probabilities(logits))
 
     def _own_scores(self, judged: Judged) -> Tensor:
         """Return the scores of predictions, with a gradient to the discriminator alone."""

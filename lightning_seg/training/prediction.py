@@ -35,6 +35,10 @@ def predicted(module: SegmentationModule, batch: dict[str, Any]) -> dict[str, An
     if "file" in batch:
         return {"strips": _strips_of_file(module, batch["file"], keep)}
     image = batch["image"]
+    if module.log_odds is not None:
+        logits = module.predictor(module, image)
+        labels = logits.max(dim=1).indices.to(torch.uint8)
+        return {"labels": labels, "log_odds": module.log_odds(logits)}
     size = (image.shape[-2], image.shape[-1])
     if module.predictor.divides(size):
         every = [_in_memory(module, each, size, keep) for each in image]
@@ -47,6 +51,29 @@ def predicted(module: SegmentationModule, batch: dict[str, Any]) -> dict[str, An
     logits = module.predictor(module, image)
     found = {"labels": logits.max(dim=1).indices.to(torch.uint8)}  # argmax takes ten times as long
     return found | ({"probabilities": _probabilities(logits)} if keep else {})
+
+
+def softmax_log_odds(logits: Tensor) -> Tensor:
+    """Return the log-odds of the largest probability of every pixel.
+
+    Args:
+        logits: (B, C, H, W) logits of the segmenter, any floating dtype.
+
+    Returns:
+        (B, H, W) log(q / (1 - q)) with q = max_c softmax(logits)_c, in float32 or wider. It is
+        exact also where q rounds to 1: the largest logit minus the logsumexp of the others.
+
+    Examples:
+        Probabilities of 3/4 and 1/4 have odds of 3.
+
+        >>> logits = torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1)
+        >>> round(softmax_log_odds(logits).exp().item(), 4)
+        3.0
+    """
+    largest, labels = at_least_float32(logits).max(1, keepdim=True)
+    # (B, C, H, W) -> (B, H, W)
+    others = at_least_float32(logits).scatter(1, labels, -torch.inf).logsumexp(1)
+    return largest[:, 0] - others
 
 
 def _probabilities(logits: Tensor) -> Tensor:

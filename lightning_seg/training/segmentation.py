@@ -65,6 +65,8 @@ class SegmentationModule(MethodModule, ABC):
         predictor: How the network sees the images of validation, test and prediction: whole, in
             windows, or in several copies. By default whole.
         keeps_probabilities: Whether predictions also hold the probabilities of the classes.
+        log_odds: A function from (B, C, H, W) logits to the (B, H, W) log-odds of a confidence,
+            which predictions of whole images then hold, too; None by default.
 
     Raises:
         SetupError: Two settings contradict each other, or the data has no classes.
@@ -74,6 +76,7 @@ class SegmentationModule(MethodModule, ABC):
     loss: nn.Module
     own_terms: ClassVar[tuple[str, ...]] = ()
     keeps_probabilities = False
+    log_odds: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
