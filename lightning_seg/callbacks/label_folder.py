@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lightning_seg.callbacks.mask_files import write_palette_png
-from lightning_seg.callbacks.prediction_files import require_writable
+from lightning_seg.callbacks.prediction_files import require_writable, shortened
 from lightning_seg.errors import SetupError
 from lightning_seg.files import PART, write_whole
 from lightning_seg.label_selection import Codes
@@ -155,7 +155,7 @@ def own_names(ids: Sequence[str], taken: Iterable[str]) -> list[str]:
     names = []
     for each in ids:
         parts = [part for part in PurePosixPath(each).parts if part not in ("/", "..")]
-        name = "/".join(parts)
+        name = "/".join([*parts[:-1], shortened(parts[-1], len(".jpeg"))])
         if name in used:
             name = f"{APART}/{name}"
         if name in used:

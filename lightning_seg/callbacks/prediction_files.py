@@ -45,12 +45,21 @@ def place(root: Path, kind: Kind, name: str, suffix: str | None = None) -> Path:
     path = root / kind / f"{name}{suffix}"
     if ".." in path.parts:
         raise SetupError(f"an image's id leads out of the output folder: {path}")
-    if len(os.fsencode(path.name)) <= _LONGEST:
-        return path
-    stem = path.name.removesuffix(suffix)
+    return path.with_name(f"{shortened(path.name.removesuffix(suffix), len(suffix))}{suffix}")
+
+
+def shortened(stem: str, room: int) -> str:
+    """Return the name of a file without its type; one that is too long is cut, and gets a digest.
+
+    Args:
+        stem: The name.
+        room: Bytes that the type needs.
+    """
+    if len(os.fsencode(stem)) + room <= _LONGEST:
+        return stem
     digest = sha256(stem.encode()).hexdigest()[:8]
     kept = stem.encode()[: _LONGEST - 16].decode(errors="ignore")
-    return path.with_name(f"{kept}-{digest}{suffix}")
+    return f"{kept}-{digest}"
 
 
 def require_writable(

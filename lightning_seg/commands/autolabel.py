@@ -11,6 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_seg.callbacks import AutoLabels
 
@@ -80,7 +81,10 @@ def show(found: dict[str, Any]) -> None:
         if row["name"] == "all":
             table.add_section()
         threshold = row["threshold"]
-        cells = [row["name"], "" if threshold is None else f"{threshold:.4f}"]
+        cells: list[str | Text] = [
+            Text(row["name"]),
+            "" if threshold is None else f"{threshold:.4f}",
+        ]
         cells += [_percent(row["predicted"], total), _percent(row["kept"], row["predicted"])]
         if known:
             cells += [_percent(row[name], 1) for name in ("coverage", "precision", "accuracy")]

@@ -29,6 +29,20 @@ class TinyNet(nn.Module):
         return {"out": self.head(features), "aux": self.aux(features)}
 
 
+class ChannelNet(nn.Module):
+    """The logits of three classes are four times red, green and blue in [0, 1]."""
+
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.factor = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.factor * image[:, : self.num_classes]
+
+
 class DumpWeights(L.Callback):
     """Writes every process's own weights, to be compared."""
 
