@@ -109,7 +109,7 @@ def written(labels: AutoLabels, folder: str) -> str:
         parts.append(f"{images['labelled_train']} labelled training images")
         parts.append(f"{images['labelled_val']} validation images")
     left = {"all_void": "would be all void", "have_labels": "have labels already"}
-    out = [f"{images[name]} that {why}" for name, why in left.items() if images[name]]
+    out = [f"{images[name]} images that {why}" for name, why in left.items() if images[name]]
     ways = [f"{number} {_PLURALS[way]}" for way, number in links.items()]
     line = f"written: {', '.join(parts)}, in {folder}"
     line += f" (images are {', '.join(ways)})" * bool(ways)

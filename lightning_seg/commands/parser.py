@@ -36,7 +36,7 @@ OWN_VERBS = {
     "check": "Read the whole dataset once, and report what it holds and what is wrong with it.",
     "compare": "Say whether runs differ, paired by image and by seed, with intervals.",
     "report": "Write one HTML page about a run, also against a baseline.",
-    "pipeline": "Run several trainings, each of which starts from the encoder of the one before.",
+    "pipeline": "Run several trainings, each from the encoder or the labels of the one before.",
     "export": "Write a trained network as a file for other programs: ONNX, torch.export, weights.",
     "configs": "List the pieces of configuration that come with the package.",
 }

@@ -1,4 +1,4 @@
-"""The verb `pipeline`: several trainings, each of which starts from the encoder of the one before.
+"""The verb `pipeline`: several trainings, each from the encoder or the labels of the one before.
 
     lightning-seg pipeline --stages configs/mix_match/*.yaml --out runs/mix_match
         -c configs/data/camvid.yaml --data.root FOLDER [any option of `fit`, for all stages]
@@ -6,6 +6,14 @@
 
 Every stage is a `fit` in a folder of its own. A stage that is done is skipped, and a stage that was
 cut off resumes from its last checkpoint. The command may be repeated until all stages are done.
+
+A stage whose file has a part `autolabel` is an `autolabel` by the network of the stage before:
+
+    lightning-seg pipeline --stages configs/self_training/*.yaml --out runs/self_training
+        -c configs/data/folder.yaml --data.root FOLDER --data.predict FOLDER_OF_MORE_IMAGES
+
+The stages after it train on the folder that it writes, and on no other data: they start as the
+first stage does, and get the options of the data that stand after their own `--stage` alone.
 """
 
 from __future__ import annotations
@@ -27,12 +35,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 import lightning_seg
+from lightning_seg.callbacks.label_folder import PIECE, REPORT
 from lightning_seg.commands.pieces import find_piece, find_pieces
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
 from lightning_seg.training.checkpoint_io import newest_whole
 
-ENCODER, SETTINGS, DONE = "encoder.pt", "settings.json", "done"
+ENCODER, SETTINGS, DONE, DATA = "encoder.pt", "settings.json", "done", "data"
 
 
 class Stage(NamedTuple):
@@ -44,11 +53,20 @@ class Stage(NamedTuple):
     """The command line after `fit`, without the encoder of the stage before."""
     trains_encoder: bool
     """Whether the encoder is all that it trains; else it is a segmentation network's."""
+    labels: bool = False
+    """Whether it is an `autolabel`, and no training."""
+    data: Path | None = None
+    """The folder of an earlier `autolabel` that it trains on; None trains on the data given."""
 
     @property
     def encoder(self) -> Path:
         """The file that it hands over."""
         return self.folder / ENCODER
+
+    @property
+    def start(self) -> Path:
+        """The file on which later stages depend."""
+        return self.folder / DATA / REPORT if self.labels else self.encoder
 
 
 def pipeline(words: Sequence[str], fit: Callable[[list[str]], Any]) -> int:
@@ -71,7 +89,7 @@ def pipeline(words: Sequence[str], fit: Callable[[list[str]], Any]) -> int:
     stages = stages_of(rest)
     for number, stage in enumerate(stages if printed else (), start=1):
         print(f"# stage {number}: {stage.name}", flush=True)
-        _returning(fit, ["fit", *stage.words, *printed[:1]])
+        _returning(fit, ["autolabel" if stage.labels else "fit", *stage.words, *printed[:1]])
     if not printed:
         run(stages, fit)
     return 0
@@ -117,21 +135,39 @@ def stages_of(words: list[str]) -> list[Stage]:
     names = [Path(file).stem for file in pieces]
     if len(set(names)) < len(names):
         parser.error(f"two of the stages have one name: {', '.join(names)}")
-    stages = []
+    common_files = [word for each in given.config for word in ("-c", each)]
+    encoder = [] if given.encoder is None else [given.encoder]
+    stages: list[Stage] = []
+    before: list[str] = []  # the words of the stage before, with the data that were given
+    data: Path | None = None
     for name, file, more in zip(names, pieces, own, strict=True):
-        files = [word for each in (*given.config, file) for word in ("-c", each)]
-        words = [*files, *common, *more]
-        trains_encoder = _trains_encoder(words)
         folder = Path(given.out) / name
-        words += ["--trainer.default_root_dir", str(folder)]
-        words += ["--encoder_file.path", str(folder / ENCODER)]
-        if _names_logger(words):  # checkpoints lie below a logger's folder
-            words += ["--trainer.logger.save_dir", str(folder)]
-        if given.encoder is not None:
-            option = "--model.encoder.name" if trains_encoder else "--model.network.encoder"
-            words += [option, given.encoder]
-        stages.append(Stage(name, folder, words, trains_encoder))
+        if _labels(file):
+            if not stages or stages[-1].trains_encoder or stages[-1].labels:
+                parser.error(f"{name} is an autolabel, and no stage before it trains a network")
+            words = [*before, "-c", str(file), *more, *_places(folder, before)]
+            words += ["--autolabel.output", str(folder / DATA)]
+            words += ["--ckpt_path", str(stages[-1].folder)]
+            stages.append(Stage(name, folder, words, False, labels=True))
+            data = folder / DATA
+            continue
+        files = [*common_files, "-c", str(file)]
+        trains_encoder = _trains_encoder([*files, *common, *more])
+        named = "--model.encoder.name" if trains_encoder else "--model.network.encoder"
+        last = [word for each in encoder for word in (named, each)]
+        before = [*files, *common, *more, *last]
+        words = [*files, *(common if data is None else _without_data(common)), *more]
+        words += [*_places(folder, before), "--encoder_file.path", str(folder / ENCODER), *last]
+        stages.append(Stage(name, folder, words, trains_encoder, data=data))
     return stages
+
+
+def _places(folder: Path, words: Sequence[str]) -> list[str]:
+    """Return the options that put the files of a stage into its folder."""
+    found = ["--trainer.default_root_dir", str(folder)]
+    if _names_logger(words):  # checkpoints lie below a logger's folder
+        found += ["--trainer.logger.save_dir", str(folder)]
+    return found
 
 
 def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
@@ -146,11 +182,8 @@ def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
     """
     before: Stage | None = None
     for number, stage in enumerate(stages, start=1):
-        words = list(stage.words)
-        if before is not None:
-            part = "encoder" if stage.trains_encoder else "network"
-            words += [f"--model.{part}.weights", str(before.encoder)]
-        settings = _settings(words, None if before is None else before.encoder)
+        words = _words(stage, before)
+        settings = _settings(words, None if before is None else before.start)
         checkpoint, done = last_checkpoint(stage.folder), (stage.folder / DONE).exists()
         if checkpoint is not None or done:
             _require_unchanged(stage.folder, settings)
@@ -163,15 +196,30 @@ def run(stages: Sequence[Stage], fit: Callable[[list[str]], Any]) -> None:
         _write(stage.folder / SETTINGS, json.dumps(settings, indent=1))
         if checkpoint is not None:
             words += ["--ckpt_path", str(checkpoint)]
-        fit(["fit", *words])
+        if not stage.labels:
+            fit(["fit", *words])
+        elif not stage.start.is_file():  # the folder of labels appears when it is complete
+            fit(["autolabel", *words])
         gc.collect()  # trainers and modules refer to each other
-        if not stage.encoder.is_file():
+        if not stage.start.is_file():
             raise SetupError(
-                f"{stage.name} ended without writing {stage.encoder}: with --trainer.fast_dev_run "
+                f"{stage.name} ended without writing {stage.start}: with --trainer.fast_dev_run "
                 "there is nothing to go on with"
             )
         _write(stage.folder / DONE, "")
     _say(f"done: {stages[-1].folder}")
+
+
+def _words(stage: Stage, before: Stage | None) -> list[str]:
+    """Return the command line of a stage, with what the stage before hands over."""
+    words = list(stage.words)
+    if stage.data is not None:  # after the files, and before the options
+        place = next(at for at in range(0, len(words), 2) if words[at] != "-c")
+        words[place:place] = ["-c", str(stage.data / PIECE)]
+    if before is not None and not before.labels and not stage.labels:
+        part = "encoder" if stage.trains_encoder else "network"
+        words += [f"--model.{part}.weights", str(before.encoder)]
+    return words
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -183,6 +231,23 @@ def _without(words: list[str], option: str) -> tuple[list[str], list[str]]:
     """Return the words that are this option without a value, and the other words."""
     found = [word for word in words if word.partition("=")[0] == option]
     return found, [word for word in words if word not in found]
+
+
+def _without_data(words: list[str]) -> list[str]:
+    """Return the words without the options of the data, and without the words that follow them."""
+    kept, inside = [], False
+    for word in words:
+        if word.startswith("-") and not word[1:2].isdigit():
+            inside = word.partition("=")[0].partition(".")[0] == "--data"
+        if not inside:
+            kept.append(word)
+    return kept
+
+
+def _labels(file: str) -> bool:
+    """Return whether the file of a stage asks for `autolabel`."""
+    (path,) = _config_files(["-c", file])
+    return "autolabel" in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
 
 
 def _returning(fit: Callable[[list[str]], Any], words: list[str]) -> None:
@@ -255,9 +320,9 @@ def _trains_encoder(words: Sequence[str]) -> bool:
     return issubclass(found, lightning_seg.PretrainingModule)
 
 
-def _settings(words: list[str], encoder: Path | None) -> dict[str, Any]:
+def _settings(words: list[str], before: Path | None) -> dict[str, Any]:
     """Return the settings on which the result of a stage depends."""
-    start = None if encoder is None or not encoder.is_file() else encoder.read_bytes()
+    start = None if before is None or not before.is_file() else before.read_bytes()
     return {
         "words": words,
         "files": {str(file): file.read_text(encoding="utf-8") for file in _config_files(words)},
@@ -274,7 +339,7 @@ def _require_unchanged(folder: Path, settings: dict[str, Any]) -> None:
     what = {
         "words": "the command line",
         "files": "a configuration file",
-        "start": "the encoder that it starts from",
+        "start": "what it starts from",
     }
     changed = " and ".join(what[key] for key in what if before.get(key) != settings[key])
     raise SetupError(

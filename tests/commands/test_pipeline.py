@@ -147,9 +147,7 @@ def test_changed_settings_are_told(files):
     Path("2_b.yaml").write_text(PROXY)
     for name in ("done", "settings.json", "encoder.pt"):
         Path("out/1_a", name).unlink()
-    with pytest.raises(
-        SetupError, match=r"out/2_b was .*: the encoder that it starts from changed"
-    ):
+    with pytest.raises(SetupError, match=r"out/2_b was .*: what it starts from changed"):
         run(stages_of(WORDS), Fit(text="another"))
 
 
@@ -259,3 +257,75 @@ def test_several_loggers_are_refused(files):
     pieces = ["-c", "configs/logger/csv.yaml", "-c", "configs/logger/wandb.yaml"]
     with pytest.raises(SetupError, match="takes one logger"):
         stages_of([*WORDS, *pieces])
+
+
+LABELS = "autolabel:\n  keep: 0.7\n"
+
+
+class FitAndLabel(Fit):
+    """Also writes the folder of labels."""
+
+    def __call__(self, words: list[str]) -> None:
+        if words[0] != "autolabel":
+            super().__call__(words)
+            return
+        self.calls.append(words)
+        folder = Path(words[words.index("--autolabel.output") + 1])
+        folder.mkdir(parents=True)
+        (folder / "autolabel.json").write_text(self.text)
+        (folder / "data.yaml").write_text("data: {}\n")
+
+
+@pytest.fixture
+def rounds(files: Path) -> list[str]:
+    """Train, label, train, and both once more."""
+    for name in ("2_labels", "4_labels"):
+        Path(f"{name}.yaml").write_text(LABELS)
+    for name in ("1_teacher", "3_student", "5_student"):
+        Path(f"{name}.yaml").write_text(TUNE)
+    names = ["1_teacher", "2_labels", "3_student", "4_labels", "5_student"]
+    words = ["--stages", *(f"{name}.yaml" for name in names), "--out", "out", "-c", "data.yaml"]
+    words += ["--data.root", "here", "--data.mask_values", "[0,", "-1]", "--model.lr", "-1"]
+    return [*words, "--stage", "3", "--data.crop_size", "8"]
+
+
+def test_a_stage_labels_with_the_network_before_and_the_next_one_trains_on_that(rounds):
+    fit = FitAndLabel()
+    run(stages_of(rounds), fit)
+    teacher, labels, student, again, last = fit.calls
+    assert [words[0] for words in fit.calls] == ["fit", "autolabel", "fit", "autolabel", "fit"]
+    given = ["--data.root", "here", "--data.mask_values", "[0,", "-1]", "--model.lr", "-1"]
+    assert teacher[1:12] == ["-c", "data.yaml", "-c", "1_teacher.yaml", *given]
+    assert labels[1:14] == [*teacher[1:12], "-c", "2_labels.yaml"]
+    assert value(labels, "--ckpt_path") == "out/1_teacher"
+    assert value(labels, "--autolabel.output") == "out/2_labels/data"
+    assert value(labels, "--trainer.default_root_dir") == "out/2_labels"
+    files = ["-c", "data.yaml", "-c", "3_student.yaml", "-c", "out/2_labels/data/data.yaml"]
+    assert student[1:11] == [*files, "--model.lr", "-1", "--data.crop_size", "8"]
+    assert not any("--data.root" in words for words in (student, last))
+    # the second round labels the same images, and by the student
+    assert again[1:12] == ["-c", "data.yaml", "-c", "3_student.yaml", *given]
+    assert value(again, "--ckpt_path") == "out/3_student"
+    assert last[5:7] == ["-c", "out/4_labels/data/data.yaml"]
+    assert not any("weights" in word for words in fit.calls for word in words)
+
+
+def test_labels_are_made_once_and_other_labels_are_told(rounds):
+    run(stages_of(rounds), FitAndLabel())
+    run(stages_of(rounds), None)
+    for name in ("done", "settings.json"):
+        Path("out/2_labels", name).unlink()
+    again = FitAndLabel()
+    run(stages_of(rounds), again)  # the folder appeared when it was complete
+    assert again.calls == []
+    Path("out/2_labels/data/autolabel.json").write_text("others")
+    with pytest.raises(SetupError, match=r"out/3_student was .*: what it starts from changed"):
+        run(stages_of(rounds), None)
+
+
+def test_a_stage_of_labels_needs_a_network_before_it(files, capsys):
+    Path("2_labels.yaml").write_text(LABELS)
+    for stages in (["2_labels.yaml", "3_c.yaml"], ["1_a.yaml", "2_labels.yaml"]):
+        with pytest.raises(SystemExit):
+            stages_of(["--stages", *stages, "--out", "out"])
+        assert "2_labels is an autolabel, and no stage before it trains" in capsys.readouterr().err
