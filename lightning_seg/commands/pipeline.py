@@ -85,6 +85,8 @@ def pipeline(words: Sequence[str], fit: Callable[[list[str]], Any]) -> int:
     """
     # sys.argv stays as it is, because the processes of DDP are started with it
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # a stage that labels reads the checkpoint of another folder on purpose
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     printed, rest = _without(list(words), "--print_config")
     stages = stages_of(rest)
     for number, stage in enumerate(stages if printed else (), start=1):
@@ -104,26 +106,7 @@ def stages_of(words: list[str]) -> list[Stage]:
     Args:
         words: The command line after `pipeline`.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"{Path(sys.argv[0]).name} pipeline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--stages", nargs="+", required=True, metavar="YAML", help="One file per stage, in order."
-    )
-    parser.add_argument(
-        "--out", required=True, help="The folder in which each stage gets a folder."
-    )
-    parser.add_argument("--encoder", help="The timm name of the encoder in all stages.")
-    parser.add_argument(
-        "-c",
-        "--config",
-        action="append",
-        default=[],
-        help="A piece for all stages, such as the data.",
-    )
+    parser = _parser()
     chunks = _split(words)
     given, common = parser.parse_known_args(chunks[0])
     pieces = [piece for pattern in given.stages for piece in find_pieces(pattern)]
@@ -160,6 +143,31 @@ def stages_of(words: list[str]) -> list[Stage]:
         words += [*_places(folder, before), "--encoder_file.path", str(folder / ENCODER), *last]
         stages.append(Stage(name, folder, words, trains_encoder, data=data))
     return stages
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the options that are the pipeline's own."""
+    parser = argparse.ArgumentParser(
+        prog=f"{Path(sys.argv[0]).name} pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--stages", nargs="+", required=True, metavar="YAML", help="One file per stage, in order."
+    )
+    parser.add_argument(
+        "--out", required=True, help="The folder in which each stage gets a folder."
+    )
+    parser.add_argument("--encoder", help="The timm name of the encoder in all stages.")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action="append",
+        default=[],
+        help="A piece for all stages, such as the data.",
+    )
+    return parser
 
 
 def _places(folder: Path, words: Sequence[str]) -> list[str]:

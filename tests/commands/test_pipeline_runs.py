@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 from places import ROOT
+
+import cli
+from lightning_seg.commands.pipeline import pipeline as pipeline_verb
 
 WORDS = [
     "--data.image_size=[32,48]",
@@ -92,3 +97,41 @@ def test_a_killed_pipeline_finishes_with_the_same_result(tmp_path: Path) -> None
     third = pipeline(tmp_path / "cut")
     assert third.returncode == 0
     assert third.stderr.count("done before") == 3
+
+
+def test_a_student_trains_on_labels_and_on_the_teachers_predictions(
+    write_dataset, tmp_path: Path, monkeypatch
+) -> None:
+    root = write_dataset({"train": 4, "val": 2}, size=(40, 40))
+    (tmp_path / "more").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((48, 40), 80).convert("RGB").save(tmp_path / "more" / name)
+    stages = sorted(map(str, (ROOT / "configs/self_training").glob("*.yaml")))
+    words = [
+        *("--data=FolderDataModule", f"--data.root={root}", "--data.num_classes=3"),
+        *(f"--data.predict={tmp_path}/more", "--data.batch_size=2", "--data.crop_size=32"),
+        *(word for word in WORDS if word.startswith("--trainer") and "callbacks" not in word),
+        *("--data.num_workers=0", "--trainer.max_steps=3", "--trainer.val_check_interval=3"),
+        *("--model.network=lightning_seg.networks.LRASPP", "--encoder=test_resnet"),
+        *("--stage=2", "--autolabel.keep=0.9"),
+    ]
+    runs = []
+
+    def command(words: list[str]) -> None:
+        runs.append(cli.main(words))
+
+    assert pipeline_verb(["--stages", *stages, f"--out={tmp_path}/out", *words], command) == 0
+    teacher, labels, student = runs
+    assert [run.subcommand for run in runs] == ["fit", "autolabel", "fit"]
+    assert sorted(teacher.datamodule.split_ids("train")) == [f"train_{n}" for n in range(4)]
+    names = ["a", "b", *(f"train_{number}" for number in range(4))]
+    assert sorted(student.datamodule.split_ids("train")) == names
+    assert student.datamodule.crop_size == (32, 32)
+    assert student.trainer.global_step == 3
+    before, after = teacher.model.state_dict(), labels.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    report = json.loads((tmp_path / "out/2_autolabel/data/autolabel.json").read_text())
+    assert report["keep"] == 0.9
+    assert Path(report["checkpoint"]).name == "best.ckpt"
+    assert pipeline_verb(["--stages", *stages, f"--out={tmp_path}/out", *words], command) == 0
+    assert len(runs) == 3
