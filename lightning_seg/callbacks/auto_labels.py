@@ -256,6 +256,9 @@ class AutoLabels(Callback):
             if trainer.is_global_zero:
                 self._folder.finish(self.report, self.piece)
         trainer.strategy.barrier()
+        self._parts = None  # a later prediction is an ordinary one
+        assert isinstance(pl_module, SegmentationModule)
+        pl_module.log_odds = None
 
     def _write_share(self, trainer: Trainer, smallest: NDArray[np.int64]) -> Found:
         """Write the images that this process has predicted, and its share of the labelled ones."""

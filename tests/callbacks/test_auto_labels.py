@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ import yaml
 from cases import TWO, in_processes
 from PIL import Image
 from places import ROOT
+from small_runs import quiet_trainer
+from tiny import ChannelNet, TinyNet
 
 import cli
 from datamodules import DataError, FolderDataModule
-from lightning_seg import SemiAdvModule, SetupError
+from lightning_seg import CrossEntropyModule, SemiAdvModule, SetupError
+from lightning_seg.callbacks import AutoLabels
 from lightning_seg.callbacks.label_folder import own_names
 from lightning_seg.commands.autolabel import student_words
 from lightning_seg.training.prediction import softmax_log_odds
@@ -257,8 +261,8 @@ def test_the_discriminators_confidence_is_that_of_a_direct_call(
 
     monkeypatch.setattr(SemiAdvModule, "setup", grow)
     root, out = write_dataset({"train": 1, "val": 1}, size=(36, 40)), tmp_path / "new"
-    for path in photos.iterdir():  # the discriminator needs 32 pixels
-        Image.open(path).resize((44, 37), Image.Resampling.NEAREST).save(path)
+    for path in photos.iterdir():  # the discriminator's stride is 32
+        Image.open(path).resize((170, 130), Image.Resampling.NEAREST).save(path)
     semi = ["--model=SemiAdvModule", "--autolabel.by=discriminator", "--autolabel.keep=0.4"]
     module = autolabel(root, photos, out, *semi).model
     labels, odds = [], []
@@ -338,6 +342,27 @@ def test_a_run_that_fails_or_is_killed_leaves_no_folder(
     autolabel(root, photos, out)
     assert (out / "autolabel.json").exists()
     assert not list(tmp_path.glob(".part-*"))
+
+
+def test_more_classes_than_a_mask_can_hold_are_refused(tmp_path: Path) -> None:
+    module = CrossEntropyModule(TinyNet(8), num_classes=8)
+    data = SimpleNamespace(num_classes=256, setup_autolabel=None)
+    with pytest.raises(SetupError, match=r"num_classes must be in \[1, 255\], not 256"):
+        AutoLabels(str(tmp_path / "new")).prepare(SimpleNamespace(), module, data)
+
+
+def test_labels_in_python(write_dataset, photos: Path, tmp_path: Path) -> None:
+    root = write_dataset({"train": 2, "val": 1})
+    data = FolderDataModule(str(root), num_classes=3, predict=str(photos), num_workers=0)
+    module, labels = CrossEntropyModule(ChannelNet(3), num_classes=3), AutoLabels(keep=1.0)
+    trainer = quiet_trainer(tmp_path, callbacks=[labels])
+    labels.prepare(trainer, module, data)
+    trainer.predict(module, data, return_predictions=False)
+    assert labels.report["all"]["kept"] == 20 * (30 + 31 + 32 + 33 + 34)
+    assert len(list((tmp_path / "autolabel/masks/train").iterdir())) == 7
+    assert not (tmp_path / "autolabel/data.yaml").exists()
+    (first, *_) = trainer.predict(module, data)  # an ordinary prediction again
+    assert set(first) == {"id", "labels"}
 
 
 def test_windows_and_copies_of_the_prediction_hold_for_labels(
