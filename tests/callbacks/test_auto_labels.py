@@ -21,6 +21,7 @@ from PIL import Image
 from places import ROOT
 from small_runs import quiet_trainer
 from tiny import ChannelNet, TinyNet
+from torch.nn.functional import interpolate
 
 import cli
 from datamodules import DataError, FolderDataModule
@@ -257,7 +258,7 @@ def test_the_discriminators_confidence_is_that_of_a_direct_call(
 ) -> None:
     def grow(self, stage: str) -> None:  # an untrained one is nearly the same everywhere
         for weight in self.discriminator.parameters():
-            weight.data *= 4
+            weight.data *= 2
 
     monkeypatch.setattr(SemiAdvModule, "setup", grow)
     root, out = write_dataset({"train": 1, "val": 1}, size=(36, 40)), tmp_path / "new"
@@ -270,7 +271,8 @@ def test_the_discriminators_confidence_is_that_of_a_direct_call(
         pixels = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)[None]
         probabilities = (4 * pixels.float() / 255).softmax(1)
         scores = module.discriminator(probabilities)
-        scores = torch.nn.functional.interpolate(scores, pixels.shape[-2:], mode="bilinear")
+        size = tuple(pixels.shape[-2:])  # as in the authors' code, with corners that are aligned
+        scores = interpolate(scores, size, mode="bilinear", align_corners=True)
         labels.append(probabilities.argmax(1)[0].numpy())
         odds.append(scores[0, 0].detach().numpy())
     every = [np.concatenate([each.ravel() for each in found]) for found in (labels, odds)]
