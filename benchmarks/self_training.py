@@ -35,8 +35,8 @@ SHARED = (
 )
 WAYS: dict[str, list[str]] = {
     "all predictions": ["--autolabel.keep=null"],
-    "keep 0.8": ["--autolabel.keep=0.8"],
-    "keep 0.5": [],
+    "keep 0.8": [],
+    "keep 0.5": ["--autolabel.keep=0.5"],
     "keep 0.2": ["--autolabel.keep=0.2"],
     "threshold 0.9": ["--autolabel.keep=null", "--autolabel.threshold=0.9"],
 }

@@ -261,3 +261,24 @@ def test_the_table_of_smaller_logits_is_that_of_the_measurement() -> None:
     page = (ROOT / "docs/losses.md").read_text()
     for cells in (rows[0].keys(), *(row.values() for row in rows)):
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_table_of_self_training_is_that_of_the_measurement() -> None:
+    with (ROOT / "benchmarks/results/self_training.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = (ROOT / "docs/autolabel.md").read_text()
+    names = list(dict.fromkeys((row["row"], row["steps"]) for row in rows))
+    shown = [line for line in page.splitlines() if re.match(r"\| [\w .]+ \| (150|300) \|", line)]
+    assert len(shown) == len(names)
+    for name, steps in names:
+        seeds = [row for row in rows if (row["row"], row["steps"]) == (name, steps)]
+        assert len(seeds) == 3
+        (line,) = (each for each in shown if each.startswith(f"| {name} | {steps} |"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")][2:]
+        columns = ("coverage", "true_coverage", "precision", "true_precision", "accuracy")
+        for cell, column in zip(cells, columns, strict=False):
+            values = [float(row[column]) for row in seeds if row[column]]
+            assert cell == (f"{100 * sum(values) / 3:.1f}" if values else "")
+        assert cells[5] == ", ".join(f"{100 * float(row['miou']):.1f}" for row in seeds)
+        assert cells[6] == f"{100 * sum(float(row['miou']) for row in seeds) / 3:.1f}"
+        assert cells[7] == f"{100 * sum(float(row['horse']) for row in seeds) / 3:.1f}"

@@ -78,7 +78,8 @@ class AutoLabels(Callback):
             `discriminator` the confidence of the discriminator of `SemiAdvModule` that the
             prediction is a label map.
         keep: Share in (0, 1] of the pixels of every predicted class that become labels, the most
-            confident ones; None keeps all. Default chosen here.
+            confident ones; None keeps all. Default chosen here: students on horses were better than
+            with 0.5 for each of three seeds, by 0.4 to 0.9 points of mIoU (docs/autolabel.md).
         threshold: Smallest confidence in [0, 1) of a label. Where `keep` is given, too, the higher
             one of both thresholds counts. None, the default chosen here, sets none: a class of
             which the network is never sure would lose all its labels.
@@ -98,13 +99,13 @@ class AutoLabels(Callback):
         self,
         output: str | None = None,
         by: Literal["softmax", "discriminator"] = "softmax",
-        keep: float | None = 0.5,
+        keep: float | None = 0.8,
         threshold: float | None = None,
         with_labelled: bool = True,
     ) -> None:
         require_one_of("softmax", "discriminator", by=by)
         if keep is not None and not 0 < keep <= 1:
-            raise SetupError(f"keep must be in (0, 1], not {keep}", option="autolabel.keep 0.5")
+            raise SetupError(f"keep must be in (0, 1], not {keep}", option="autolabel.keep 0.8")
         if threshold is not None and not 0 <= threshold < 1:
             raise SetupError(
                 f"threshold must be in [0, 1), not {threshold}", option="autolabel.threshold 0.9"

@@ -82,7 +82,7 @@ def test_masks_thresholds_and_precision_are_those_of_numpy_on_all_pixels(
     out = tmp_path / "new"
     autolabel(root, photos, out, *words)
     found = json.loads((out / "autolabel.json").read_text())
-    keep, least = (0.3, math.log(0.7 / 0.3)) if words else (0.5, -math.inf)
+    keep, least = (0.3, math.log(0.7 / 0.3)) if words else (0.8, -math.inf)
     images = {path.stem: expected(path) for path in sorted(photos.iterdir())}
     every = [np.concatenate([each[at].ravel() for each in images.values()]) for at in (0, 1)]
     limits = []
