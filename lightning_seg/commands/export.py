@@ -7,14 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse import Namespace
 
-from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.deployment.exporting import (
     KINDS,
     TOLERANCE,
@@ -37,72 +34,33 @@ from lightning_seg.tensor_files import read_torch_file
 from lightning_seg.training.checkpoint_io import newest_whole
 
 
-def export(words: Sequence[str]) -> int:
+def export(options: Namespace) -> int:
     """Write a trained network to a file, and print what it takes and returns.
 
     Args:
-        words: The command line after `export`.
+        options: The options of the verb, parsed.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        SystemExit: With 2, an option is wrong.
         SetupError: The checkpoint cannot be read, or the network not be written in this form.
     """
-    given = export_parser().parse_args(words)
-    path = Path(given.output).expanduser()
+    path = Path(options.output).expanduser()
     if path.suffix not in KINDS:
         raise SetupError(
             f"{path.name} has no known form: its name must end in {', '.join(KINDS)}",
             option="output model.onnx",
         )
-    checkpoint = checkpoint_of(Path(given.ckpt_path).expanduser())
+    checkpoint = checkpoint_of(Path(options.ckpt_path).expanduser())
     path.parent.mkdir(parents=True, exist_ok=True)
-    network = Segmenter(load_module(checkpoint), given.returns)
+    network = Segmenter(load_module(checkpoint), options.returns)
     if path.suffix == ".safetensors":
-        found = _weights(checkpoint, network, path, given.returns, given.precision)
+        found = _weights(checkpoint, network, path, options.returns, options.precision)
     else:
-        found = export_network(network, path, (given.size[0], given.size[1]), given.precision)
-    print(_line(found, network, given.size))
+        found = export_network(network, path, (options.size[0], options.size[1]), options.precision)
+    print(_line(found, network, options.size))
     return 0
-
-
-def export_parser() -> ReadableParser:
-    """Return the parser of `export`'s options."""
-    parser = ReadableParser(prog="export", description=VERBS["export"])
-    parser.add_argument(
-        "--ckpt_path",
-        type=str,
-        required=True,
-        help="A checkpoint, or the folder of a run, of which the best checkpoint is taken.",
-    )
-    parser.add_argument(
-        "--output",
-        type=str,
-        default="model.onnx",
-        help="The file: .onnx for onnxruntime and others, .pt2 for torch.export.load, or "
-        ".safetensors for lightning_seg.load.",
-    )
-    parser.add_argument(
-        "--returns",
-        type=Literal["logits", "probabilities", "labels"],
-        default="labels",
-        help="What the network returns: class ids (B, H, W) as uint8, or (B, C, H, W).",
-    )
-    parser.add_argument(
-        "--size",
-        type=tuple[PositiveInt, PositiveInt],
-        default=(512, 512),
-        help="Height and width of an image for the trial, and for networks of a fixed size.",
-    )
-    parser.add_argument(
-        "--precision",
-        type=Precision,
-        default="float32",
-        help="float16 or int8 make an ONNX file smaller; its results then differ.",
-    )
-    return parser
 
 
 def checkpoint_of(path: Path) -> Path:

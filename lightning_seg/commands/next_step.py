@@ -14,7 +14,7 @@ from lightning import Callback, Trainer
 
 from lightning_seg.callbacks import PredictionWriter, SaveEncoder, ScoreFiles, StopOnSignal
 from lightning_seg.commands.messages import in_flags
-from lightning_seg.commands.parser import ReadableParser
+from lightning_seg.commands.verbs import VerbParser
 from lightning_seg.run_folder import CONFIG, run_folder
 from lightning_seg.training import PretrainingModule
 
@@ -57,7 +57,7 @@ def failures(trainer: Trainer) -> str | None:
     failed = _callback(trainer, PredictionWriter).failed
     if not failed:
         return None
-    lines = [f"{name}: {in_flags(text, 'data', ReadableParser.keys())}" for name, text in failed]
+    lines = [f"{name}: {in_flags(text, 'data', VerbParser.keys())}" for name, text in failed]
     images = f"{len(failed)} image{'s' * (len(failed) != 1)}"
     return "\n  ".join([f"not predicted: {images} that could not be read", *lines])
 
