@@ -205,7 +205,9 @@ class ASMLModule(TwoPlayerModule):
         if self.lambda_adv == self.lambda_rec == 0:
             return None, {}, None
         size = (target.shape[-2], target.shape[-1])
-        features, rebuilt = self.analyzer(truth)
+        # the loss of classes upsamples the reconstruction block by block
+        smaller = {"full_size": False} if self._takes_ids else {}
+        features, rebuilt = self.analyzer(truth, **smaller)
         terms = {"loss_rec": self._reconstruction_loss(rebuilt, target)}
         loss = self.lambda_rec * terms["loss_rec"]
         if self.lambda_adv > 0:
@@ -246,10 +248,15 @@ class ASMLModule(TwoPlayerModule):
             others = self.analyzer.features(self.encode(class_probabilities(logits, size)))
         return self._distance(features, others, valid)
 
+    @property
+    def _takes_ids(self) -> bool:
+        """Whether the analyzer is ours and takes one channel per class: it then takes class ids."""
+        return type(self.analyzer) is StructureAnalyzer and not self.single_channel
+
     def _label_map(self, labels: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return class ids as the analyzer takes them: ids, or one-hot vectors where it must."""
         ids = labels if valid is None else labels.where(valid, self.num_classes)
-        if type(self.analyzer) is StructureAnalyzer and not self.single_channel:
+        if self._takes_ids:
             return ids
         return self.encode(one_hot_map(ids, self.num_classes, self.num_classes))
 
