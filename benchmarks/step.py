@@ -7,8 +7,8 @@ All runs train the same network on the same batch by cross-entropy and SGD with 
 - the obvious loop in plain PyTorch: `F.cross_entropy` on full-size logits, contiguous memory;
 - the same loop with channels-last memory and the fused optimizer;
 - a plain LightningModule with the step of the obvious loop;
-- `CrossEntropyModule`, as it comes, with `channels_last: false`, and with `torch.compile`
-  (`--compile`).
+- `CrossEntropyModule`, as it comes, with `channels_last: false`, in bfloat16 mixed precision, and
+  with `torch.compile` (`--compile`).
 
 The times are the processor's time per step, without the first steps.
 """
@@ -94,12 +94,15 @@ def loop(net: nn.Module, data: list[dict[str, Any]], quick: bool) -> float:
     return clock.seconds
 
 
-def trained(module: L.LightningModule, data: list[dict[str, Any]]) -> float:
+def trained(
+    module: L.LightningModule, data: list[dict[str, Any]], precision: Any = "32-true"
+) -> float:
     """Train in a Trainer; return the seconds of a step."""
     clock = CPUClock()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
+        precision=precision,
         max_steps=len(data),
         logger=False,
         enable_checkpointing=False,
@@ -139,10 +142,14 @@ def main() -> None:
         }
         if options.compile:
             modules["CrossEntropyModule, compiled"] = ours(build, compile_network=True)
+        half = ours(build)
         runs = {
             "obvious loop": lambda nets=nets, data=data: loop(nets[0], data, False),
             "loop, channels-last and fused": lambda nets=nets, data=data: loop(nets[1], data, True),
             **{each: lambda m=m, data=data: trained(m, data) for each, m in modules.items()},
+            "CrossEntropyModule, bf16-mixed": lambda m=half, data=data: trained(
+                m, data, "bf16-mixed"
+            ),
         }
         with quiet():
             times = in_turn.in_turn(runs, options.rounds)

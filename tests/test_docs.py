@@ -148,7 +148,7 @@ def test_the_yaml_of_the_page_on_losses_trains_and_logs_its_terms(
 def test_the_python_of_the_readme_trains_and_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (script,) = blocks("python")
+    script, _ = blocks("python")
     assert len(script.strip().splitlines()) <= 10
     limits = "limit_train_batches=1, limit_val_batches=1, limit_test_batches=1"
     short = script.replace("max_epochs=1", f"max_epochs=1, {limits}")

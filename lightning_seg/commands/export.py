@@ -18,19 +18,10 @@ from lightning_seg.deployment.exporting import (
     Exported,
     Precision,
     export_network,
-    facts_of,
 )
-from lightning_seg.deployment.segmenter import (
-    WHAT,
-    Output,
-    Segmenter,
-    load,
-    load_module,
-    write_safetensors,
-)
+from lightning_seg.deployment.segmenter import Segmenter, load
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
-from lightning_seg.tensor_files import read_torch_file
 from lightning_seg.training.checkpoint_io import newest_whole
 
 
@@ -47,16 +38,19 @@ def export(options: Namespace) -> int:
         SetupError: The checkpoint cannot be read, or the network not be written in this form.
     """
     path = Path(options.output).expanduser()
-    if path.suffix not in KINDS:
+    if path.suffix and path.suffix not in KINDS:
         raise SetupError(
-            f"{path.name} has no known form: its name must end in {', '.join(KINDS)}",
+            f"{path.name} has no known form: its name must end in {', '.join(KINDS)}, or have no "
+            "suffix for a folder",
             option="output model.onnx",
         )
     checkpoint = checkpoint_of(Path(options.ckpt_path).expanduser())
     path.parent.mkdir(parents=True, exist_ok=True)
-    network = Segmenter(load_module(checkpoint), options.returns)
+    network = load(checkpoint, options.returns)
+    if not path.suffix:
+        return _folder(network, path, options.precision)
     if path.suffix == ".safetensors":
-        found = _weights(checkpoint, network, path, options.returns, options.precision)
+        found = _weights(network, path, options.precision)
     else:
         found = export_network(network, path, (options.size[0], options.size[1]), options.precision)
     print(_line(found, network, options.size))
@@ -77,24 +71,34 @@ def checkpoint_of(path: Path) -> Path:
     raise SetupError(f"there is no checkpoint in {path}", option="ckpt_path")
 
 
-def _weights(
-    checkpoint: Path, network: Segmenter, path: Path, returns: Output, precision: Precision
-) -> Exported:
+def _weights(network: Segmenter, path: Path, precision: Precision) -> Exported:
     """Write weights and what rebuilds their network, and read them back."""
     if precision != "float32":
         raise SetupError(f"{path.name} keeps float32 weights", option="precision float32")
     with write_whole(path) as part:
-        named = part.with_name(f"{part.name}.safetensors")  # the suffix says how it is read
-        content = read_torch_file(checkpoint, WHAT, "ckpt_path")
-        write_safetensors(named, content, facts_of(network))
+        network.write(part)
         image = torch.randint(256, (1, network.channels, 64, 96), dtype=torch.uint8)
-        again = load(named, returns)
+        again = load(part)
         with torch.inference_mode():
             difference = float((again.logits(image) - network.logits(image)).abs().max())
         if difference > TOLERANCE:
             raise SetupError(f"{path} gives other logits, by {difference:.2g}")
-        named.replace(part)
     return Exported(path, True, difference)
+
+
+def _folder(network: Segmenter, path: Path, precision: Precision) -> int:
+    """Write a folder for the HuggingFace Hub."""
+    if precision != "float32":
+        raise SetupError(f"the folder {path} keeps float32 weights", option="precision float32")
+    try:
+        network.save_pretrained(path)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be written to: {error}", option="output") from error
+    print(
+        f"written: {path}, which lightning_seg.load and Segmenter.from_pretrained read; its "
+        "README.md is the model card"
+    )
+    return 0
 
 
 def _line(found: Exported, network: Segmenter, size: tuple[int, int]) -> str:

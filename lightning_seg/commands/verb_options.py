@@ -87,7 +87,8 @@ def export_parser() -> VerbParser:
         type=str,
         default="model.onnx",
         help="The file: .onnx for onnxruntime and others, .pt2 for torch.export.load, or "
-        ".safetensors for lightning_seg.load.",
+        ".safetensors for lightning_seg.load. A name without suffix is a folder for the "
+        "HuggingFace Hub, with a model card.",
     )
     parser.add_argument(
         "--returns",
