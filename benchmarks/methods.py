@@ -3,8 +3,9 @@
     python benchmarks/methods.py [--rounds 5] [--threads 1] [--keep]
 
 The network is LR-ASPP on MobileNetV3, with 4 images of 321x321 and 21 classes. `SemiAdv` has as
-many unlabelled images in addition. The rows `loop` are the authors' order of operations in plain
-PyTorch (`published_loops.py`). The times are the processor's time per step.
+many unlabelled images in addition. The row `obvious loop` is cross-entropy in plain PyTorch, as in
+`step.py`. The other rows `loop` are the authors' order of operations in plain PyTorch
+(`published_loops.py`). The times are the processor's time per step.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from functools import partial
 
 import in_turn
 import torch
-from step import WARM, CPUClock
+from step import WARM, CPUClock, loop
 from two_players import (
+    Batch,
     Comparison,
     Peak,
     PublishedASM,
     PublishedSemiAdv,
+    Watch,
     batches,
     in_loop,
     in_trainer,
@@ -40,7 +43,12 @@ def runs(compared: Comparison) -> dict[str, object]:
         "CPG": (CPGModule, {}),
         "CPG with the term against false edges": (CPGModule, {"false_edges": 1.0}),
     }
-    found: dict[str, object] = {}
+    net = copy.deepcopy(compared.net)
+
+    def obvious(data: list[Batch], watch: Watch) -> None:
+        loop(net, [each["labeled"] for each in data], False, watch)
+
+    found: dict[str, object] = {"cross-entropy, obvious loop": obvious}
     for name, (kind, options) in supervised.items():
         net = copy.deepcopy(compared.net)
         found[name] = train(kind(net, num_classes=21, optimizer=sgd, **options), *where)

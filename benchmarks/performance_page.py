@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from the CSVs that the other scripts have kept.
+"""Write the tables and the plot of docs/performance.md from the CSVs that other scripts have kept.
 
 python benchmarks/performance_page.py
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator
+from pathlib import Path
 
 from in_turn import RESULTS, ROOT
 
@@ -41,6 +42,35 @@ def lines(rows: list[dict[str, str]]) -> Iterator[str]:
         yield ""
 
 
+def plot(tables: dict[str, list[dict[str, str]]], path: Path) -> None:
+    """Draw the ratios of steps, with the middle half of the rounds.
+
+    Args:
+        tables: Rows by title.
+        path: The PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    heights = [len(rows) for rows in tables.values()]
+    figure = Figure(figsize=(9, 0.27 * sum(heights) + len(heights)), dpi=100, layout="constrained")
+    panels = figure.subplots(len(tables), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (title, rows) in zip(panels, tables.items(), strict=True):
+        for place, row in enumerate(rows):
+            ratio, low, high = (float(row[name]) for name in ("ratio", "low", "high"))
+            others = "loop" in row["name"] or row["name"].startswith("plain")
+            axes.barh(place, ratio, 0.6, color="0.7" if others else "tab:blue")
+            axes.plot([low, high], [place, place], color="0.2", lw=1.5)
+            axes.text(max(ratio, high) + 0.02, place, f"{ratio:.2f}x", va="center", fontsize=8)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+        axes.set_title(f"{title}, beside {rows[0]['beside']}", fontsize=9, loc="left")
+        axes.axvline(1, color="0.3", lw=0.8)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
 def count(number: str, name: str) -> str:
     """Return a number with its noun, such as `2 threads`."""
     return f"{number} {name}{'s' * (number != '1')}"
@@ -60,6 +90,10 @@ def written(page: str) -> str:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    rows = [*read("step"), *read("methods")]
+    titles = dict.fromkeys(row["table"] for row in rows)
+    tables = {title: [row for row in rows if row["table"] == title] for title in titles}
+    plot(tables, PAGE.with_suffix(".png"))
 
 
 if __name__ == "__main__":

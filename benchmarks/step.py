@@ -7,8 +7,8 @@ All runs train the same network on the same batch by cross-entropy and SGD with 
 - the obvious loop in plain PyTorch: `F.cross_entropy` on full-size logits, contiguous memory;
 - the same loop with channels-last memory and the fused optimizer;
 - a plain LightningModule with the step of the obvious loop;
-- `CrossEntropyModule`, as it comes, with `channels_last: false`, and with `torch.compile`
-  (`--compile`).
+- `CrossEntropyModule`, as it comes, with `channels_last: false`, in bfloat16 mixed precision, and
+  with `torch.compile` (`--compile`).
 
 The times are the processor's time per step, without the first steps.
 """
@@ -77,12 +77,11 @@ def obvious_loss(net: nn.Module, batch: dict[str, Any], channels_last: bool = Fa
     return F.cross_entropy(net(image)["out"], batch["mask"], ignore_index=255)
 
 
-def loop(net: nn.Module, data: list[dict[str, Any]], quick: bool) -> float:
-    """Train in a plain loop; return the seconds of a step."""
+def loop(net: nn.Module, data: list[dict[str, Any]], quick: bool, clock: Watch) -> None:
+    """Train in a plain loop."""
     if quick:
         net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), fused=quick, **SGD)
-    clock = CPUClock()
     for number, batch in enumerate(data):
         clock.before(number)
         loss = obvious_loss(net, batch, quick)
@@ -91,15 +90,24 @@ def loop(net: nn.Module, data: list[dict[str, Any]], quick: bool) -> float:
         optimizer.step()
         loss.item()  # the progress bar shows it
         clock.after(number)
+
+
+def in_clock(net: nn.Module, data: list[dict[str, Any]], quick: bool) -> float:
+    """Train in a plain loop; return the seconds of a step."""
+    clock = CPUClock()
+    loop(net, data, quick, clock)
     return clock.seconds
 
 
-def trained(module: L.LightningModule, data: list[dict[str, Any]]) -> float:
+def trained(
+    module: L.LightningModule, data: list[dict[str, Any]], precision: Any = "32-true"
+) -> float:
     """Train in a Trainer; return the seconds of a step."""
     clock = CPUClock()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
+        precision=precision,
         max_steps=len(data),
         logger=False,
         enable_checkpointing=False,
@@ -139,10 +147,16 @@ def main() -> None:
         }
         if options.compile:
             modules["CrossEntropyModule, compiled"] = ours(build, compile_network=True)
+        half = ours(build)
         runs = {
-            "obvious loop": lambda nets=nets, data=data: loop(nets[0], data, False),
-            "loop, channels-last and fused": lambda nets=nets, data=data: loop(nets[1], data, True),
+            "obvious loop": lambda nets=nets, data=data: in_clock(nets[0], data, False),
+            "loop, channels-last and fused": lambda nets=nets, data=data: in_clock(
+                nets[1], data, True
+            ),
             **{each: lambda m=m, data=data: trained(m, data) for each, m in modules.items()},
+            "CrossEntropyModule, bf16-mixed": lambda m=half, data=data: trained(
+                m, data, "bf16-mixed"
+            ),
         }
         with quiet():
             times = in_turn.in_turn(runs, options.rounds)

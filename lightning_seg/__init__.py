@@ -1,45 +1,9 @@
-"""Training methods for semantic segmentation that go beyond per-pixel cross-entropy."""
+"""Training methods for semantic segmentation that go beyond per-pixel cross-entropy.
 
-from lightning_seg.deployment.segmenter import Segmenter, load
-from lightning_seg.errors import NonFiniteLossError, SetupError
-from lightning_seg.methods import (
-    ASMLModule,
-    ColorizationModule,
-    CPGModule,
-    CrossEntropyModule,
-    JigsawModule,
-    LMPModule,
-    MixMatchModule,
-    SemiAdvModule,
-)
-from lightning_seg.training import (
-    MethodModule,
-    PolyLR,
-    PretrainingModule,
-    SegmentationModule,
-    ShardedStrategy,
-    TwoPlayerModule,
-)
-from lightning_seg.version import __version__
+`__init__.pyi` lists the names of the package. Each is imported when it is first used, so that the
+command prints its help without the seconds that the import of Lightning takes.
+"""
 
-__all__ = [
-    "ASMLModule",
-    "CPGModule",
-    "ColorizationModule",
-    "CrossEntropyModule",
-    "JigsawModule",
-    "LMPModule",
-    "MethodModule",
-    "MixMatchModule",
-    "NonFiniteLossError",
-    "PolyLR",
-    "PretrainingModule",
-    "SegmentationModule",
-    "Segmenter",
-    "SemiAdvModule",
-    "SetupError",
-    "ShardedStrategy",
-    "TwoPlayerModule",
-    "__version__",
-    "load",
-]
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

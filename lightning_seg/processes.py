@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
-
-import torch.distributed as dist
 
 
 def world_size() -> int:
     """Return the number of processes; 1 where training is not distributed."""
+    import torch.distributed as dist  # here, so that the command prints its help without torch
+
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -20,7 +21,8 @@ def leave_group() -> None:
     Its threads would otherwise end with the interpreter, which now and then aborts the process
     ("terminate called without an active exception") although all its work is done.
     """
-    if dist.is_available() and dist.is_initialized():
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 

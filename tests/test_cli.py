@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from places import ROOT
 import cli
 from datamodules import DataError
 from lightning_seg import CrossEntropyModule, SetupError
+from lightning_seg.commands.verb_options import PARSERS
 from lightning_seg.networks import LRASPP, TimmEncoder
 from lightning_seg.networks.encoder_weights import WeightFile, save_encoder
 
@@ -458,3 +460,44 @@ def test_help_imports_neither_timm_nor_albumentations_nor_wandb() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "fit Train a network"),
+        ([], 2, "error: a verb is missing: The verbs are check, compare,"),
+        (["fitt"], 2, "error: there is no verb fitt: did you mean fit? The verbs are check,"),
+        (["configs"], 0, "configs/network/lraspp.yaml"),
+        (["configs", "--copy=nothing"], 1, "no file or folder of configs/ (option: --copy)"),
+        (["compare", "--help"], 0, "Say whether runs differ"),
+        (["compare"], 2, "error: the following arguments are required: sides"),
+        (["report", "run", "--nothing"], 2, "error: unrecognized arguments: --nothing"),
+        (["export", "--size=3", "--ckpt_path=x"], 2, 'error: Parser key "size"'),
+    ],
+)
+def test_what_needs_no_network_is_answered_before_torch_is_imported(
+    words: list[str], code: int, said: str
+) -> None:
+    command = f"""import atexit, os, sys
+sys.argv = ["cli.py", *{words}]
+heavy = {{"torch", "lightning", "torchvision", "datamodules"}}
+atexit.register(lambda: print("imported:", *sorted(heavy & sys.modules.keys())))
+import cli
+cli.run()
+"""
+    run = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True)
+    printed = " ".join((run.stdout + run.stderr).split())
+    assert run.returncode == code, printed
+    assert said in printed
+    assert run.stdout.strip().endswith("imported:")
+
+
+def test_the_choices_of_export_are_those_of_the_functions() -> None:
+    from lightning_seg.deployment.exporting import Precision
+    from lightning_seg.deployment.segmenter import Output
+
+    parser, _ = PARSERS["export"]
+    kinds = {action.dest: getattr(action, "_typehint", None) for action in parser()._actions}
+    assert set(get_args(kinds["precision"])) == set(get_args(Precision))
+    assert set(get_args(kinds["returns"])) == set(get_args(Output))

@@ -20,8 +20,7 @@ import cli
 from datamodules import ImageDataModule, SyntheticScenesDataModule, UnlabeledShards
 from datamodules.augmenting.steps import PRESETS
 from lightning_seg import SegmentationModule
-from lightning_seg.commands.compare import compare_parser
-from lightning_seg.commands.report import report_parser
+from lightning_seg.commands.verb_options import PARSERS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 METHODS = sorted((ROOT / "docs/methods").glob("*.md"))
@@ -54,7 +53,8 @@ def test_the_commands_of_a_page_parse(
         if verb in ("check", "configs"):
             continue
         if verb in ("compare", "report"):
-            {"compare": compare_parser, "report": report_parser}[verb]().parse_args(words)
+            parser, _ = PARSERS[verb]
+            parser().parse_args(words)
             continue
         with contextlib.suppress(SystemExit):  # with an error nothing is printed
             cli.main([verb, *words, "--print_config"])
@@ -148,7 +148,7 @@ def test_the_yaml_of_the_page_on_losses_trains_and_logs_its_terms(
 def test_the_python_of_the_readme_trains_and_tests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (script,) = blocks("python")
+    script, _ = blocks("python")
     assert len(script.strip().splitlines()) <= 10
     limits = "limit_train_batches=1, limit_val_batches=1, limit_test_batches=1"
     short = script.replace("max_epochs=1", f"max_epochs=1, {limits}")

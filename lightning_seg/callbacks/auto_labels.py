@@ -83,7 +83,7 @@ class AutoLabels(Callback):
         threshold: Smallest confidence in [0, 1) of a label. Where `keep` is given, too, the higher
             one of both thresholds counts. None, the default chosen here, sets none: a class of
             which the network is never sure would lose all its labels.
-        with_labelled: Whether the folder also gets the training images that have labels, and the
+        with_labeled: Whether the folder also gets the training images that have labels, and the
             validation images, so that it is a complete training set. Default chosen here.
 
     Attributes:
@@ -101,7 +101,7 @@ class AutoLabels(Callback):
         by: Literal["softmax", "discriminator"] = "softmax",
         keep: float | None = 0.8,
         threshold: float | None = None,
-        with_labelled: bool = True,
+        with_labeled: bool = True,
     ) -> None:
         require_one_of("softmax", "discriminator", by=by)
         if keep is not None and not 0 < keep <= 1:
@@ -114,7 +114,7 @@ class AutoLabels(Callback):
         self.by = by
         self.keep = keep
         self.threshold = threshold
-        self.with_labelled = with_labelled
+        self.with_labeled = with_labeled
         self.report: dict[str, Any] = {}
         self.failed: list[tuple[str, str]] = []
         self.piece: dict[str, Any] | None = None
@@ -152,7 +152,7 @@ class AutoLabels(Callback):
         self._names = list(data.class_names)
         self._count = len(self._parts.unlabeled)
         self._numbers = {name: at for at, name in enumerate(data.split_ids("predict"))}
-        taken = self._parts.labeled.ids if self.with_labelled else ()
+        taken = self._parts.labeled.ids if self.with_labeled else ()
         parts = {"unlabelled": self._parts.unlabeled, "train": self._parts.labeled}
         parts |= {"val": self._parts.validation}
         self._sources: dict[str, tuple[Images, list[Path | None]]] = {
@@ -279,7 +279,7 @@ class AutoLabels(Callback):
             if kind == "autolabelled":
                 image = self._image("unlabelled", number)
                 self._folder.add("train", self._own[number], image, chosen)
-        if self.with_labelled:
+        if self.with_labeled:
             for split in ("train", "val"):
                 images[f"labelled_{split}"] += self._add_labelled(trainer, split)
         return Found(labels, validation, self._folder.links, images, self.failed)

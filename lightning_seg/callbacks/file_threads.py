@@ -30,13 +30,15 @@ class FileThreads:
             self._pending.popleft().result()
 
     def finish(self) -> None:
-        """Wait until all files are written, and end the threads.
+        """Wait until all files are written or one was not, and end the threads.
 
         Raises:
             Exception: The first error of a file that was not written.
         """
-        self._wait(0)
-        self.stop()
+        try:
+            self._wait(0)
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Finish the files that were begun, and no others."""

@@ -105,7 +105,7 @@ def written(labels: AutoLabels, folder: str) -> str:
     """
     images, links = labels.report["images"], labels.report["files"]
     parts = [f"masks of {images['autolabelled']} images without labels"]
-    if labels.with_labelled:
+    if labels.with_labeled:
         parts.append(f"{images['labelled_train']} labelled training images")
         parts.append(f"{images['labelled_val']} validation images")
     left = {"all_void": "would be all void", "have_labels": "have labels already"}

@@ -26,7 +26,8 @@ from rich.text import Text
 
 from lightning_seg.callbacks import ON_EVERY_RUN
 from lightning_seg.commands.messages import in_flags
-from lightning_seg.commands.parser import VERBS, ReadableParser
+from lightning_seg.commands.parser import ReadableParser
+from lightning_seg.commands.verbs import VERBS, VerbParser
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
 from lightning_seg.pictures import color_table, contact_sheet, share_chart
@@ -189,10 +190,10 @@ def _show(report: Report, colors: Any) -> None:
     if labeled:
         console.print(_class_table(report.class_names, labeled, colors))
     for note in report.notes:
-        shown = in_flags(note, "data", ReadableParser.keys())
+        shown = in_flags(note, "data", VerbParser.keys())
         console.print(f"note: {shown}", markup=False, highlight=False, soft_wrap=True)
     for defect in report.defects[:100]:
-        message = in_flags(defect.message, "data", ReadableParser.keys())
+        message = in_flags(defect.message, "data", VerbParser.keys())
         text = f"{defect.split}: {message}"
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     if (left := len(report.defects) - 100) > 0:

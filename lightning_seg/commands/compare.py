@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse import Namespace
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +25,6 @@ from rich.text import Text
 from lightning_seg.commands.comparison import Comparison, Row, compare_sides, percent, points, span
 from lightning_seg.commands.comparison_plot import comparison_plot
 from lightning_seg.commands.mask_folders import class_names, scores_of_masks
-from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.commands.sides import Side, folders_of, read_side, shortened
 from lightning_seg.errors import SetupError, require_range
 from lightning_seg.files import write_whole
@@ -36,20 +34,18 @@ MOST_CLASSES = 30
 """Number of classes above which a table leaves out those without a difference."""
 
 
-def compare(words: Sequence[str]) -> int:
+def compare(options: Namespace) -> int:
     """Compare runs or folders of predictions, print tables and write files.
 
     Args:
-        words: The command line after `compare`.
+        options: The options of the verb, parsed.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        SystemExit: With 2, an option is wrong.
         SetupError: The sides cannot be read or compared, or the output folder not written to.
     """
-    options = compare_parser().parse_args(words)
     # closer to 1, no number of samples can show anything
     require_range(0.5, 0.999, confidence=options.confidence)
     if len(options.sides) < 2:
@@ -74,48 +70,6 @@ def compare(words: Sequence[str]) -> int:
         _say(f"The {len(found)} comparisons share the probability of a false alarm.", console)
     print(f"written: {output / TABLE}, {output / PLOT}")
     return 0
-
-
-def compare_parser() -> ReadableParser:
-    """Return the parser of `compare`'s options."""
-    parser = ReadableParser(prog=f"{Path(sys.argv[0]).name} compare", description=VERBS["compare"])
-    parser.add_argument(
-        "sides",
-        nargs="+",
-        metavar="[NAME=]RUN[,RUN...]",
-        help="The sides, the baseline first. A run is the folder that holds test/ or validate/; "
-        "several runs of a side are trainings with other seeds; a quoted pattern is accepted.",
-    )
-    parser.add_argument(
-        "--masks",
-        type=str | None,
-        default=None,
-        help="A folder of true masks; the sides are then folders of predicted masks.",
-    )
-    parser.add_argument(
-        "--classes",
-        type=str | None,
-        default=None,
-        help="With masks: a text file with a class name a line, or the number of classes.",
-    )
-    parser.add_argument(
-        "--ignore_index", type=int, default=255, help="With masks: the value of void pixels."
-    )
-    parser.add_argument("--output", default="runs/compare", help="The folder for table and plot.")
-    parser.add_argument(
-        "--samples",
-        type=PositiveInt,
-        default=10_000,
-        help="Number of resamples of the bootstrap and of exchanges of the permutation test.",
-    )
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the samples.")
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.95,
-        help="Share of comparisons without a difference that raise no false alarm.",
-    )
-    return parser
 
 
 def write_table(found: Sequence[Comparison], path: Path) -> None:

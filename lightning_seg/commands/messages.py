@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import logging
 import re
 import signal
@@ -14,10 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-import torch.distributed as dist
 from jsonargparse import ArgumentParser
-from lightning import Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_seg.commands.pieces import find_piece
 from lightning_seg.errors import UserError
@@ -80,7 +76,7 @@ def explain(message: str, words: Sequence[str]) -> str:
         return "\n  ".join(kept)
     key = next(group for group in refused.groups() if group).rpartition(".")[2]
     owners = _CLASS.findall(message)
-    accepted = _options_of(owners[-1]) if owners else list(inspect.signature(Trainer).parameters)
+    accepted = _options_of(owners[-1] if owners else "lightning.Trainer")
     if near := difflib.get_close_matches(key, accepted, n=2):
         kept.append(f"did you mean {' or '.join(near)}?")
     elif owners and accepted:
@@ -162,6 +158,10 @@ def _place(name: str, scope: str, places: Sequence[str], known: set[str]) -> str
 
 def silent_process(error: BaseException | None) -> str | None:
     """Return the sentence for an error of the communication between processes; None for others."""
+    if "torch.distributed" not in sys.modules:  # its import takes long
+        return None
+    import torch.distributed as dist
+
     while error is not None:
         network = isinstance(error, dist.DistError) if dist.is_available() else False
         of_gloo = isinstance(error, RuntimeError) and _OF_GLOO.search(str(error))
@@ -175,6 +175,15 @@ def silent_process(error: BaseException | None) -> str | None:
     return None
 
 
+def _misconfigurations() -> tuple[type[Exception], ...]:
+    """Return Lightning's own kinds of mistakes; none before Lightning was imported."""
+    if "lightning" not in sys.modules:
+        return ()
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return (MisconfigurationException,)
+
+
 @contextmanager
 def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Print a user's mistake, or the mistake that caused an error, without traceback; exit with 1.
@@ -185,7 +194,6 @@ def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
     Args:
         keys: Returns the keys of the configuration in force; called when there is an error.
     """
-    kinds = (UserError, MisconfigurationException, *_NO_PLACE)
     try:
         yield
     except KeyboardInterrupt:
@@ -196,6 +204,7 @@ def plain_errors(keys: Callable[[], Sequence[str]]) -> Iterator[None]:
             sys.exit(f"error: W&B: {str(error).partition(chr(10))[0]} ({hint})")
         if silent := silent_process(error):
             sys.exit(f"error: {in_flags(silent, 'trainer', keys())}")
+        kinds: tuple[type[Exception], ...] = (UserError, *_misconfigurations(), *_NO_PLACE)
         each: BaseException | None = error
         while each is not None and not isinstance(each, kinds):
             each = each.__cause__

@@ -22,7 +22,7 @@ from lightning_seg.callbacks import (
 from lightning_seg.callbacks.label_folder import PIECE
 from lightning_seg.commands.autolabel import show, student_words, written
 from lightning_seg.commands.messages import in_flags
-from lightning_seg.commands.parser import ReadableParser
+from lightning_seg.commands.verbs import VerbParser
 from lightning_seg.run_folder import CONFIG, run_folder
 from lightning_seg.training import PretrainingModule
 
@@ -69,7 +69,7 @@ def failures(trainer: Trainer) -> str | None:
     failed = [pair for writer in writers for pair in writer.failed]
     if not failed:
         return None
-    lines = [f"{name}: {in_flags(text, 'data', ReadableParser.keys())}" for name, text in failed]
+    lines = [f"{name}: {in_flags(text, 'data', VerbParser.keys())}" for name, text in failed]
     images = f"{len(failed)} image{'s' * (len(failed) != 1)}"
     return "\n  ".join([f"not predicted: {images} that could not be read", *lines])
 

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import itertools
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from pydoc import locate
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_seg.commands.messages import explain
 from lightning_seg.commands.other_networks import PLACE, as_named, flags_as_pieces
 from lightning_seg.commands.pieces import find_piece
+from lightning_seg.commands.verbs import OPTIONS, OWN_VERBS, VERBS, VerbParser
 from lightning_seg.training.checkpoints import NO_PRETRAINING, PARTS
-
-DESCRIPTION = """Train, evaluate and use segmentation networks by methods beyond cross-entropy.
-A configuration is a list of pieces (-c), merged from left to right; a flag overrides one value:
-fit -c configs/data/camvid.yaml -c configs/network/unet.yaml -c configs/method/lmp.yaml
---data.root /where/camvid/is --model.lr 0.002"""
-
-OPTIONS = " --model.help LMPModule and --data.help FolderDataModule list the options of a class."
-
-OWN_VERBS = {
-    "check": "Read the whole dataset once, and report what it holds and what is wrong with it.",
-    "compare": "Say whether runs differ, paired by image and by seed, with intervals.",
-    "report": "Write one HTML page about a run, also against a baseline.",
-    "pipeline": "Run several trainings, each from the encoder or the labels of the one before.",
-    "export": "Write a trained network as a file for other programs: ONNX, torch.export, weights.",
-    "configs": "List the pieces of configuration that come with the package.",
-}
-"""The verbs that are not the Trainer's, with their line in `--help`."""
-
-VERBS = {
-    **OWN_VERBS,
-    "fit": "Train a network, and validate it after every epoch.",
-    "validate": "Print the scores of a checkpoint on the validation images.",
-    "test": "Print the scores of a checkpoint on the test images.",
-    "predict": "Write a mask and an overlay for every image.",
-    "autolabel": "Write confident predictions for images without labels as masks to train on.",
-}
 
 JOINED = ("trainer.callbacks", "trainer.logger")
 """Options of which each piece may bring some."""
@@ -62,32 +34,12 @@ OPTIMIZING = (
 )
 """Options whose arguments mean something else for another class."""
 
-_SUBCLASSES = re.compile(r"(, known subclasses: )(.*?)(\)?)$", re.DOTALL)
-_MOST_NAMED = 12
-_NO_NETWORKS = ("TimmEncoder", "EncoderHead", "FCDiscriminator", "StructureAnalyzer")
-"""Modules of `lightning_seg.networks` that are parts or opponents of segmentation networks."""
 
-
-class ReadableParser(LightningArgumentParser):
+class ReadableParser(VerbParser, LightningArgumentParser):
     """Parses pieces of configuration and flags; a mistake is one message and exit code 2.
 
     The message names the unknown key, the file and line it stands in, and what may have been meant.
-
-    Attributes:
-        parsed: The configuration that was parsed last. An error that names an option without its
-            place in the configuration is completed from it.
     """
-
-    parsed: ClassVar[Any] = Namespace()  # type: ignore[no-untyped-call]
-    _words: Sequence[str] = ()
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=_ShortHelp, **options)
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """Return every key of the configuration that was parsed last, objects included."""
-        return list(cls.parsed.keys(branches=True))
 
     def add_argument(self, *args: Any, **options: Any) -> Any:
         """Add an argument; configuration files are read as pieces."""
@@ -107,11 +59,10 @@ class ReadableParser(LightningArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]
         """Parse the words of a command line, by default the process's own."""
-        self._words = sys.argv[1:] if args is None else list(args)
-        found = super().parse_args(_as_pieces(self._words), **options)
+        words = sys.argv[1:] if args is None else list(args)
+        found = super().parse_args(_as_pieces(words), **options)
+        self._words = words
         self._require_classes(found)
-        verb = found.get("subcommand")
-        ReadableParser.parsed = found[verb] if verb else found
         return found
 
     def _require_classes(self, config: Any) -> None:
@@ -138,55 +89,6 @@ class ReadableParser(LightningArgumentParser):
         for name in OWN_VERBS:  # run by `cli.main`: they are here for the help
             described(name, ReadableParser())
         return subcommands
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the part of an error that a user needs, and exit with 2."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        sys.stderr.write(f"error: {explain(message, self._words)}\n")
-        self.exit(2)
-
-
-class _ShortHelp(LightningArgumentParser().formatter_class):  # type: ignore[misc]
-    """Says how to call a verb in one line, and names few of the classes that an option takes."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        options.setdefault("width", shutil.get_terminal_size((100, 24)).columns - 2)
-        super().__init__(prog, **options)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        """Add the usage; a long list of options is left to the list that follows it."""
-        options = [action for action in actions if action.option_strings]
-        if len(options) > _MOST_NAMED and usage is None:
-            prog = self._prog.replace(" [options]", "")
-            usage = f"{prog} [-c PIECE.yaml ...] [--OPTION VALUE ...]"
-        super().add_usage(usage, actions, groups, prefix)
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text: str = super()._expand_help(action)
-        if text.startswith("Show the help for the given subclass of"):
-            return "Show the arguments of a class and exit."
-        kind = "losses" if action.dest.endswith(("loss", "target")) else "networks"
-
-        def shortened(match: re.Match[str]) -> str:
-            names = match[2].split(", ")
-            if len(names) > _MOST_NAMED:
-                public = re.compile(rf"lightning_seg\.({kind}\.|callbacks\.)?\w+(?<!Module)")
-                apart = _NO_NETWORKS if action.dest.endswith("network") else ()
-                if action.dest.endswith("discriminator"):
-                    public = re.compile(r"lightning_seg\.networks\.FCDiscriminator")
-                names = [name for name in names if public.fullmatch(name)]
-                names = [name for name in names if not name.endswith(apart)]
-                # of a module's classes, the first one is named with the module
-                modules = [name.rpartition(".")[0] for name in names]
-                names = [
-                    name.rpartition(".")[2] if module in modules[:place] else name
-                    for place, (module, name) in enumerate(zip(modules, names, strict=True))
-                ]
-                names.append("...")
-            return f"{match[1]}{', '.join(names)}{match[3]}"
-
-        return _SUBCLASSES.sub(shortened, text)
 
 
 class _Piece(ActionConfigFile):

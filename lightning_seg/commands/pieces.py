@@ -10,12 +10,12 @@ that name in the package.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+
+from jsonargparse import Namespace
 
 import lightning_seg
 from lightning_seg.errors import SetupError
@@ -86,25 +86,14 @@ def _shipped() -> list[Path]:
     return sorted(file for file in SHIPPED.rglob("*") if file.suffix in kinds)
 
 
-def configs(words: Sequence[str]) -> int:
+def configs(options: Namespace) -> int:
     """Print the pieces that come with the package, each with its first line; return 0.
 
     Raises:
         SetupError: A piece to copy does not exist, or a file would be overwritten.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"{Path(sys.argv[0]).name} configs",
-        description="List the pieces of configuration that come with the package.",
-    )
-    parser.add_argument(
-        "--copy",
-        metavar="NAME",
-        help="A file or folder of the list, such as configs/cluster, which is copied to the same "
-        "name in the working folder. No file is overwritten.",
-    )
-    given = parser.parse_args(words)
-    if given.copy is not None:
-        copy(given.copy)
+    if options.copy is not None:
+        copy(options.copy)
         return 0
     files = sorted(_shipped(), key=lambda file: (len(file.parts), file))
     names = [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in files]

@@ -6,21 +6,19 @@ lightning-seg report RUN [--baseline RUN2] [--output FILE.html]
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from jsonargparse import Namespace
 
 import lightning_seg
 from lightning_seg import __version__
 from lightning_seg.commands import report_parts
 from lightning_seg.commands.comparison import Comparison, compare_sides, percent
 from lightning_seg.commands.next_step import as_typed
-from lightning_seg.commands.parser import VERBS, ReadableParser
 from lightning_seg.commands.report_charts import (
     Points,
     read_curves,
@@ -60,21 +58,19 @@ class Run:
     missing: list[tuple[str, str]] = field(default_factory=list)
 
 
-def report(words: Sequence[str]) -> int:
+def report(options: Namespace) -> int:
     """Write the page of a run.
 
     Args:
-        words: The command line after `report`.
+        options: The options of the verb, parsed.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        SystemExit: With 2, an option is wrong.
         SetupError: There is nothing to report, the baseline has no scores or cannot be compared,
             or the page cannot be written.
     """
-    options = report_parser().parse_args(words)
     run = read_run(Path(options.run).expanduser())
     output = Path(options.output or run.folder / "report.html").expanduser()
     text = page(run, Path(options.baseline).expanduser() if options.baseline else None)
@@ -87,25 +83,6 @@ def report(words: Sequence[str]) -> int:
         print(f"note: {sentence}{f' Next: {command}' * bool(command)}")
     print(f"written: {output} ({len(text) / 1e6:.1f} MB); next: open it in a browser")
     return 0
-
-
-def report_parser() -> ReadableParser:
-    """Return the parser of `report`'s options."""
-    parser = ReadableParser(prog=f"{Path(sys.argv[0]).name} report", description=VERBS["report"])
-    parser.add_argument("run", help="The folder of a run, or a folder of scores.")
-    parser.add_argument(
-        "--baseline",
-        type=str | None,
-        default=None,
-        help="The folder of a run with scores of the same images, to compare with.",
-    )
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        default=None,
-        help="The HTML file; null writes report.html in the folder of the run.",
-    )
-    return parser
 
 
 def read_run(folder: Path) -> Run:

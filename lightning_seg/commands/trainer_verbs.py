@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,12 +19,13 @@ from lightning_seg.callbacks import (
     ON_EVERY_RUN,
     AutoLabels,
     Inference,
+    LoggedConfig,
     PredictionWriter,
     ScoreFiles,
     wandb_run,
 )
 from lightning_seg.callbacks.metrics_file import keep_rows, log_once
-from lightning_seg.commands.autolabel import student_piece
+from lightning_seg.commands.autolabel import LabelingTrainer, student_piece
 from lightning_seg.commands.checkpoint_path import checkpoint_path, starts_again
 from lightning_seg.commands.job import (
     name_runs,
@@ -33,10 +35,11 @@ from lightning_seg.commands.job import (
     signals_given_back,
 )
 from lightning_seg.commands.next_step import ending_signal, failures, next_step, resume_line
-from lightning_seg.commands.parser import forget_pretraining
+from lightning_seg.commands.parser import ReadableParser, forget_pretraining
+from lightning_seg.commands.verbs import DESCRIPTION
 from lightning_seg.commands.wandb_mode import choose_mode
 from lightning_seg.errors import require_range
-from lightning_seg.training import SegmentationModule
+from lightning_seg.training import MethodModule, SegmentationModule
 from lightning_seg.training.checkpoint_io import WholeCheckpointIO
 from lightning_seg.training.sharding import require_strategy
 
@@ -191,3 +194,27 @@ class SegmentationCLI(LightningCLI):
             rank_zero_info(failed)
             if getattr(self.datamodule, "on_bad_sample", "raise") != "skip":
                 raise SystemExit(1)
+
+
+def with_trainer(args: list[str] | None, data_class: type[LightningDataModule]) -> SegmentationCLI:
+    """Run a verb of the Trainer.
+
+    Args:
+        args: The words of the command line; None takes the process's own.
+        data_class: The base class of the data modules that `--data` may name.
+    """
+    import_module("lightning_seg.methods")  # so that they can be named
+    return SegmentationCLI(
+        MethodModule,
+        data_class,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        trainer_class=LabelingTrainer,
+        trainer_defaults={"enable_model_summary": False},
+        parser_class=ReadableParser,
+        parser_kwargs={"description": DESCRIPTION},
+        save_config_callback=LoggedConfig,
+        args=args,
+    )

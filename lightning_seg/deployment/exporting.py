@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_seg.deployment.segmenter import Segmenter, colors_of
+from lightning_seg.deployment.segmenter import Segmenter
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
-from lightning_seg.version import __version__
 
 Precision = Literal["float32", "float16", "int8"]
 KINDS = (".onnx", ".pt2", ".safetensors")
@@ -180,23 +179,12 @@ def _reduced(content: bytes, precision: Precision) -> bytes:
         return target.read_bytes()
 
 
-def facts_of(network: Segmenter) -> dict[str, Any]:
-    """Return what a program needs besides the network: classes, colours, output and version."""
-    return {
-        "class_names": network.class_names,
-        "palette": colors_of(network.class_names, network.palette),
-        "output": network.output,
-        "channels": network.channels,
-        "version": __version__,
-    }
-
-
 def _described(content: bytes, network: Segmenter, size: tuple[int, int], any_size: bool) -> bytes:
     """Return an ONNX file with facts as its metadata, each as JSON."""
     import onnx
 
     model = onnx.load_model_from_string(content)
-    facts = {**facts_of(network), "size": None if any_size else list(size)}
+    facts = {**network.facts(), "size": None if any_size else list(size)}
     onnx.helper.set_model_props(model, {name: json.dumps(each) for name, each in facts.items()})
     return bytes(model.SerializeToString())
 
@@ -207,7 +195,7 @@ def _program(network: Segmenter, size: tuple[int, int], any_size: bool) -> bytes
     shapes = ({0: auto, 2: auto, 3: auto},) if any_size else None
     program = torch.export.export(network, (image,), dynamic_shapes=shapes)
     buffer = io.BytesIO()
-    facts = {**facts_of(network), "size": None if any_size else list(size)}
+    facts = {**network.facts(), "size": None if any_size else list(size)}
     torch.export.save(program, buffer, extra_files={"facts.json": json.dumps(facts)})
     return buffer.getvalue()
 

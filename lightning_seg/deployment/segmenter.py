@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from lightning.pytorch.cli import instantiate_module
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_seg.errors import SetupError, require_one_of
+from lightning_seg.files import write_whole
 from lightning_seg.losses.upsampled_labels import most_probable
 from lightning_seg.networks.outputs import read_outputs, require_logits
 from lightning_seg.tensor_files import read_torch_file
 from lightning_seg.training.image_input import normalized
 from lightning_seg.training.segmentation import SegmentationModule
+from lightning_seg.version import __version__
 
 Output = Literal["logits", "probabilities", "labels"]
 WHAT = "the trained network"
+WEIGHTS = "model.safetensors"
+"""The file of weights in a folder of `save_pretrained`."""
 
 
-class Segmenter(nn.Module):
+class Segmenter(nn.Module, ModelHubMixin):
     """Segments images: normalisation, network, and classes in the order of their names.
+
+    `save_pretrained` writes it to a folder, `push_to_hub` to the HuggingFace Hub, and
+    `from_pretrained` reads it from either.
 
     Args:
         module: A trained method; its network is shared, and the module is put into evaluation mode.
@@ -37,6 +45,8 @@ class Segmenter(nn.Module):
         palette: One RGB colour in 0..255 per class; None leaves the colours to pictures.
         channels: Number of channels of an image.
         multiple: Height and width in pixels to whose multiples the network fills images up.
+        kept: What rebuilds the network besides its weights; empty for a module built in Python.
+        history: What is known of its training and scores; see `model_card.history_of`.
 
     Shape:
         (B, channels, H, W), uint8 in 0..255 or floating point in [0, 1] -> (B, C, H, W) logits or
@@ -61,6 +71,12 @@ class Segmenter(nn.Module):
         encoder = getattr(self.network, "encoder", None)
         tall, wide = getattr(encoder, "multiple", getattr(self.network, "multiple", (1, 1)))
         self.multiple: tuple[int, int] = (int(tall), int(wide))
+        self.kept: dict[str, Any] = {}
+        self.history: dict[str, Any] = {}
+        # in a tuple, so that the opponent and other parts of the method are none of this module's
+        self._method = (module,)
+        self._hub_mixin_config = self.facts()
+        self._saved_as = ""
         self.eval()
 
     mean: Tensor
@@ -122,6 +138,92 @@ class Segmenter(nn.Module):
         found: NDArray[np.uint8] = labels.to(torch.uint8).cpu().numpy()
         return found
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a program needs besides the network: classes, colours, output, version."""
+        return {
+            "class_names": self.class_names,
+            "palette": colors_of(self.class_names, self.palette),
+            "output": self.output,
+            "channels": self.channels,
+            "version": __version__,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the weights as `.safetensors`, and as metadata what rebuilds the network.
+
+        Raises:
+            SetupError: It is not known how to rebuild the network.
+        """
+        from safetensors.torch import save_file
+
+        if not self.kept:
+            raise SetupError(
+                "a network that was built in Python does not say how to build it again: "
+                "`lightning_seg.load` of a checkpoint that the command wrote returns one that does"
+            )
+        (module,) = self._method
+        tensors = {name: each.contiguous() for name, each in module.state_dict().items()}
+        entries = {**self.kept, "facts": self.facts(), "history": self.history}
+        save_file(tensors, path, {"lightning_seg": json.dumps(entries)})
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights to the folder that `save_pretrained` names."""
+        with write_whole(save_directory / WEIGHTS) as part:
+            self.write(part)
+        self._hub_mixin_config = self.facts()
+        self._saved_as = save_directory.name
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write the network to a repository of the HuggingFace Hub, and return its address.
+
+        Args:
+            repo_id: `user/name`.
+            options: Arguments of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`.
+        """
+        card = {"name": repo_id, **(options.pop("model_card_kwargs", None) or {})}
+        address: str = super().push_to_hub(repo_id, model_card_kwargs=card, **options)
+        return address
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        output: Output = "labels",
+        **others: Any,
+    ) -> Segmenter:
+        """Read the weights that `from_pretrained` names, from a folder or from the Hub."""
+        if Path(model_id).is_dir():
+            return load(Path(model_id), output)
+        path = hf_hub_download(
+            model_id,
+            WEIGHTS,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return load(path, output)
+
+    def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
+        """Return the card: use, scores and configuration, as far as they are known.
+
+        Args:
+            args: None are used.
+            options: `name` under which `from_pretrained` finds the network; others are not used.
+        """
+        from lightning_seg.deployment.model_card import card_of
+
+        (module,) = self._method
+        kinds = type(module).__name__, type(self.network).__name__
+        return card_of(options.get("name", self._saved_as), *kinds, self.class_names, self.history)
+
     def _array(self, image: Any) -> NDArray[Any]:
         """Return an image as an array (H, W, channels)."""
         from PIL import Image, ImageOps
@@ -144,7 +246,8 @@ def load(path: str | Path, output: Output = "labels") -> Segmenter:
     """Return a trained network that was written by `fit` or by `export`.
 
     Args:
-        path: A checkpoint `.ckpt` that the command wrote, or an exported `.safetensors` file.
+        path: A checkpoint `.ckpt` that the command wrote, an exported `.safetensors` file, or a
+            folder that `save_pretrained` wrote.
         output: What the network returns for a batch: `logits`, `probabilities` or `labels`.
 
     Returns:
@@ -153,7 +256,15 @@ def load(path: str | Path, output: Output = "labels") -> Segmenter:
     Raises:
         SetupError: The file does not exist, is damaged, or does not say which network it is of.
     """
-    return Segmenter(load_module(path), output)
+    checkpoint = _content(Path(path))
+    network = Segmenter(_module_of(checkpoint, Path(path)), output)
+    network.kept = {name: checkpoint[name] for name in KEPT if name in checkpoint}
+    if "history" not in checkpoint:
+        from lightning_seg.deployment.model_card import history_of
+
+        checkpoint["history"] = history_of(Path(path))
+    network.history = checkpoint["history"]
+    return network
 
 
 def load_module(path: str | Path) -> SegmentationModule:
@@ -163,11 +274,20 @@ def load_module(path: str | Path) -> SegmentationModule:
         SetupError: The file does not exist, is damaged, is of a method that predicts no classes, or
             does not say which network it is of.
     """
-    path = Path(path)
+    return _module_of(_content(Path(path)), Path(path))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Return the content of a file in the form of a checkpoint."""
+    if (path / WEIGHTS).is_file():
+        path = path / WEIGHTS
     if path.suffix == ".safetensors":
-        checkpoint = read_safetensors(path)
-    else:
-        checkpoint = dict(read_torch_file(path, WHAT, "ckpt_path"))
+        return read_safetensors(path)
+    return dict(read_torch_file(path, WHAT, "ckpt_path"))
+
+
+def _module_of(checkpoint: dict[str, Any], path: Path) -> SegmentationModule:
+    """Return the method of a checkpoint; `path` is its file, for messages."""
     arguments = dict(checkpoint.get("hyper_parameters", {}))
     kind, network = arguments.get("_class_path"), arguments.get("network")
     if kind is None:
@@ -213,24 +333,8 @@ KEPT = (
 """What an exported file keeps of a checkpoint besides the weights."""
 
 
-def write_safetensors(path: Path, checkpoint: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write the weights of a checkpoint, and as metadata what rebuilds its network.
-
-    Args:
-        path: The file.
-        checkpoint: A checkpoint that the command wrote.
-        facts: Further metadata, such as the class names.
-    """
-    from safetensors.torch import save_file
-
-    kept = {name: checkpoint[name] for name in KEPT if name in checkpoint}
-    tensors = {name: each.contiguous() for name, each in checkpoint["state_dict"].items()}
-    metadata = {"lightning_seg": json.dumps({**kept, "facts": dict(facts)})}
-    save_file(tensors, path, metadata)
-
-
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Return what `write_safetensors` wrote, in the form of a checkpoint.
+    """Return what `Segmenter.write` wrote, in the form of a checkpoint.
 
     Raises:
         SetupError: The file does not exist, is damaged, or is of another program.

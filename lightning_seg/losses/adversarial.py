@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_seg.losses.cross_entropy import cross_entropy
+from lightning_seg.losses.upsampled_labels import most_probable
 from lightning_seg.numerics import at_least_float32, masked_mean, require_mask
 
 
@@ -129,7 +130,8 @@ def pseudo_labels(
     """Return the most probable class of every pixel where the discriminator is confident enough.
 
     Args:
-        logits: (B, C, H, W) logits of the segmenter, any floating dtype.
+        logits: (B, C, h, w) logits of the segmenter, any floating dtype. Logits smaller than
+            `valid` are upsampled bilinearly (`align_corners=False`), block by block of rows.
         scores: (B, 1, h, w) or (B, h, w) logits d of the discriminator; resized to (H, W).
         threshold: T, the smallest confidence `sigmoid(d)` of a pixel that is kept; 0 keeps all
             pixels, a value above 1 keeps none.
@@ -152,8 +154,8 @@ def pseudo_labels(
         [[[1, 255], [1, 255]]]
     """
     with torch.no_grad():
-        size = (logits.shape[-2], logits.shape[-1])
-        labels = logits.max(1).indices  # (B, C, H, W) -> (B, H, W)
+        size = _size_of(logits, valid)
+        labels = most_probable(logits, size).labels  # (B, H, W)
         keep = score_map(scores, size).sigmoid() >= threshold
         if valid is not None:
             require_mask(labels, valid)
@@ -168,7 +170,8 @@ def confident_labels(
     """Return the most probable class of every pixel where it is probable enough.
 
     Args:
-        logits: (B, C, H, W) logits of the segmenter, any floating dtype.
+        logits: (B, C, h, w) logits of the segmenter, any floating dtype. Logits smaller than
+            `valid` are upsampled bilinearly (`align_corners=False`), block by block of rows.
         threshold: Smallest probability of a class that is kept; 0 keeps all pixels.
         valid: (B, H, W) bool, False for pixels that are never kept, such as padding; None
             restricts nothing.
@@ -188,8 +191,9 @@ def confident_labels(
         [[[1, 255]]]
     """
     with torch.no_grad():
-        # (B, C, H, W) -> (B, H, W)
-        probability, labels = at_least_float32(logits).softmax(1).max(1)
+        # (B, C, h, w) -> (B, H, W)
+        labels, probability = most_probable(logits, _size_of(logits, valid), confidence=True)
+        assert probability is not None
         keep = probability >= threshold
         if valid is not None:
             require_mask(labels, valid)
@@ -210,8 +214,8 @@ def pseudo_label_loss(
     The mean is over the pixels that `pseudo_labels` keeps. The scores get no gradient.
 
     Args:
-        logits: (B, C, H, W) logits of the segmenter, any floating dtype; computed in float32 or
-            wider.
+        logits: (B, C, h, w) logits of the segmenter, any floating dtype; computed in float32 or
+            wider. Logits smaller than `valid` are upsampled bilinearly, block by block of rows.
         scores: (B, 1, h, w) or (B, h, w) logits d of the discriminator; resized to (H, W).
         threshold: T, the smallest confidence `sigmoid(d)` of a pixel that is kept; 0 keeps all
             pixels, a value above 1 keeps none.
@@ -239,7 +243,12 @@ def pseudo_label_loss(
     return cross_entropy(logits, labels, ignore_index, across_ranks=across_ranks)
 
 
+def _size_of(logits: Tensor, valid: Tensor | None) -> tuple[int, int]:
+    """Return the size (H, W) of the pixels: that of the mask, or of the logits without one."""
+    shape = logits.shape if valid is None else valid.shape
+    return (shape[-2], shape[-1])
+
+
 def _resized(scores: Tensor, valid: Tensor | None) -> Tensor:
     """Return (B, H, W) scores at the size of the mask, or at their own size without a mask."""
-    size = scores.shape if valid is None else valid.shape
-    return score_map(scores, (size[-2], size[-1]))
+    return score_map(scores, _size_of(scores, valid))

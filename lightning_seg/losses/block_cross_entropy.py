@@ -7,7 +7,8 @@ kept: full-size logits and probabilities, (B, C, H, W), never exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec
 
 import torch
@@ -60,9 +61,28 @@ def fitting(logits: Tensor, target: Tensor) -> tuple[Tensor, bool]:
     """
     if not is_smaller(logits, target):
         return logits, False
-    if logits.shape[1] > FEW and target.numel() * logits.shape[1] > SMALL:
+    if blocks_pay(logits, target.shape[1:]):
         return logits, True
     return resize(logits, target.shape[1:]), False
+
+
+def blocks_pay(logits: Tensor, size: Sequence[int]) -> bool:
+    """Return whether (B, C, h, w) logits are better upsampled block by block to a size (H, W)."""
+    images, classes = logits.shape[:2]
+    return classes > FEW and images * classes * math.prod(size) > SMALL
+
+
+def refuse_second_derivative() -> None:
+    """Raise an error in a backward pass whose result is to be differentiated.
+
+    Raises:
+        SetupError: It is.
+    """
+    if torch.is_grad_enabled():
+        raise SetupError(
+            "losses of logits smaller than the labels have no second derivative: upsample the "
+            "logits to the size of the labels first"
+        )
 
 
 class Constants(NamedTuple):
@@ -77,14 +97,14 @@ class Constants(NamedTuple):
 _PLAIN = Constants()
 
 
-def _not_compiled(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def not_compiled(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Keep `torch.compile` from unrolling the loop over blocks, which would take it minutes."""
     kept: Callable[P, Tensor] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return kept
 
 
 @torch.no_grad()
-@_not_compiled
+@not_compiled
 def block_losses(
     logits: Tensor, target: Tensor, valid: Tensor, constants: Constants = _PLAIN
 ) -> Tensor:
@@ -104,7 +124,7 @@ def block_losses(
     return losses
 
 
-@_not_compiled
+@not_compiled
 def block_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -154,11 +174,7 @@ class _BlockSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the logits times the upstream gradient."""
-        if torch.is_grad_enabled():
-            raise SetupError(
-                "losses of logits smaller than the labels have no second derivative: upsample the "
-                "logits to the size of the labels first"
-            )
+        refuse_second_derivative()
         (gradient,) = ctx.saved_tensors
         return gradient * outputs[0], None, None, None, None, None
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_seg.numerics import at_least_float32
+from lightning_seg.losses.block_cross_entropy import blocks_pay
+from lightning_seg.losses.upsampled_probabilities import upsampled_probabilities
+from lightning_seg.numerics import at_least_float32, resize
 
 
 def one_hot_map(target: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
@@ -35,14 +37,16 @@ def one_hot_map(target: Tensor, num_classes: int, ignore_index: int = 255) -> Te
     return maps.scatter_(1, target[:, None].where(valid, 0), valid.to(maps.dtype))
 
 
-def class_probabilities(logits: Tensor) -> Tensor:
+def class_probabilities(logits: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Return the softmax over the classes, in the memory order of the logits.
 
     `softmax(1)` of PyTorch copies channels-last logits to another order, which takes as long again
     on CPUs.
 
     Args:
-        logits: (B, C, H, W), any floating dtype; computed in float32 or wider.
+        logits: (B, C, h, w), any floating dtype; computed in float32 or wider.
+        size: (H, W), at least (h, w), to which smaller logits are upsampled bilinearly
+            (`align_corners=False`), block by block of rows where that is faster; None keeps theirs.
 
     Returns:
         (B, C, H, W) probabilities.
@@ -51,11 +55,16 @@ def class_probabilities(logits: Tensor) -> Tensor:
         >>> class_probabilities(torch.zeros(1, 2, 1, 1)).flatten().tolist()
         [0.5, 0.5]
     """
+    logits = at_least_float32(logits)
+    if size is not None and tuple(logits.shape[2:]) != tuple(size):
+        if blocks_pay(logits, size):
+            return upsampled_probabilities(logits, size)
+        logits = resize(logits, size)
     # (B, C, H, W) -> (B, H, W, C): contiguous where the logits are channels-last
-    last = at_least_float32(logits).movedim(1, -1)
+    last = logits.movedim(1, -1)
     if last.is_contiguous():
         return last.softmax(-1).movedim(-1, 1)
-    return at_least_float32(logits).softmax(1)
+    return logits.softmax(1)
 
 
 def log_depth(depth: Tensor, smallest: float = 1e-2) -> Tensor:

@@ -47,6 +47,7 @@ from lightning_seg.losses import (
     structure_hinge_loss,
     structure_matching_loss,
 )
+from lightning_seg.losses.upsampled_labels import most_probable
 from lightning_seg.networks import StructureAnalyzer
 from lightning_seg.numerics import at_least_float32, masked_mean
 from lightning_seg.training.gradients import frozen
@@ -161,7 +162,7 @@ class ASMLModule(TwoPlayerModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Update both players on a batch; of a batch of groups, on its group `labeled`."""
         batch = labeled_part(batch)
-        outputs, target = self.outputs(batch["image"]), batch["mask"]
+        outputs, target = self.outputs_for_loss(batch["image"]), batch["mask"]
         losses = self.supervised_losses(outputs, target)
         losses |= {
             "loss": self.lambda_pixel * losses["loss"],
@@ -191,7 +192,7 @@ class ASMLModule(TwoPlayerModule):
         """Return the loss of the analyzer.
 
         Args:
-            logits: (B, C, H, W) logits of the segmenter, detached.
+            logits: (B, C, h, w) logits of the segmenter, detached, no larger than the labels.
             target: (B, H, W) class ids.
             truth: The labels as the analyzer takes them: class ids with C for void, or the one-hot
                 vectors that `encode` returns.
@@ -203,19 +204,22 @@ class ASMLModule(TwoPlayerModule):
         """
         if self.lambda_adv == self.lambda_rec == 0:
             return None, {}, None
-        features, rebuilt = self.analyzer(truth)
+        size = (target.shape[-2], target.shape[-1])
+        # the loss of classes upsamples the reconstruction block by block
+        smaller = {"full_size": False} if self._takes_ids else {}
+        features, rebuilt = self.analyzer(truth, **smaller)
         terms = {"loss_rec": self._reconstruction_loss(rebuilt, target)}
         loss = self.lambda_rec * terms["loss_rec"]
         if self.lambda_adv > 0:
             if self.mode == "hinge":
-                labels = logits.max(1).indices
+                labels = most_probable(logits, size).labels
                 others = self.analyzer.features(self._label_map(labels))
                 gain = structure_hinge_loss(
                     features, others, valid, self.reference_mean, self.margin, self.across_ranks
                 )
                 terms["loss_hinge"] = gain
             else:
-                others = self.analyzer.features(self.encode(class_probabilities(logits)))
+                others = self.analyzer.features(self.encode(class_probabilities(logits, size)))
                 gain = -self._distance(features, others, valid)
             loss = loss + self.adversarial_weight() * gain
         terms = {name: value.detach() for name, value in terms.items()}
@@ -227,7 +231,7 @@ class ASMLModule(TwoPlayerModule):
         """Return the matching loss of the segmenter, without a gradient to the analyzer.
 
         Args:
-            logits: (B, C, H, W) logits of the segmenter.
+            logits: (B, C, h, w) logits of the segmenter, no larger than the labels.
             truth: The labels as the analyzer takes them: class ids with C for void, or the one-hot
                 vectors that `encode` returns.
             valid: The valid places of every tap, as `StructureAnalyzer.valid` returns them.
@@ -236,17 +240,23 @@ class ASMLModule(TwoPlayerModule):
         Returns:
             A scalar.
         """
+        size = (truth.shape[-2], truth.shape[-1])
         if features is None:
             with torch.no_grad():
                 features = self.analyzer.features(truth)
         with frozen(self.analyzer):
-            others = self.analyzer.features(self.encode(class_probabilities(logits)))
+            others = self.analyzer.features(self.encode(class_probabilities(logits, size)))
         return self._distance(features, others, valid)
+
+    @property
+    def _takes_ids(self) -> bool:
+        """Whether the analyzer is ours and takes one channel per class: it then takes class ids."""
+        return type(self.analyzer) is StructureAnalyzer and not self.single_channel
 
     def _label_map(self, labels: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return class ids as the analyzer takes them: ids, or one-hot vectors where it must."""
         ids = labels if valid is None else labels.where(valid, self.num_classes)
-        if type(self.analyzer) is StructureAnalyzer and not self.single_channel:
+        if self._takes_ids:
             return ids
         return self.encode(one_hot_map(ids, self.num_classes, self.num_classes))
 

@@ -186,7 +186,7 @@ class SemiAdvModule(DiscriminatorModule):
         extra = self._weighted(terms)
         if outputs is None:  # the labelled images have a forward pass of their own
             extra = self.backward_early(extra)
-            outputs = self.outputs(labeled["image"])
+            outputs = self.outputs_for_loss(labeled["image"])
         losses = self.supervised_losses(outputs, target)
         loss_d = None
         if self.plays:
@@ -268,7 +268,7 @@ class SemiAdvModule(DiscriminatorModule):
         if "semi_adv" in due:
             terms["semi_adv"] = adversarial_loss(judged.scores, judged.valid, self.across_ranks)
         if "semi" in due:
-            logits = judged.logits if strong is None else self.outputs(strong)["out"][0]
+            logits = judged.logits if strong is None else self.logits_of(strong)
             pseudo = self.pseudo_labels(judged) if pseudo is None else pseudo
             terms["semi"] = cross_entropy(
                 logits, pseudo, self.ignore_index, across_ranks=self.across_ranks
@@ -307,7 +307,7 @@ class SemiAdvModule(DiscriminatorModule):
         if "semi" not in self._due() and not self.logs_now():
             return None
         if self.teacher is not None:
-            logits = self.outputs(unlabeled["image"], self.teacher)["out"][0]
+            logits = self.logits_of(unlabeled["image"], self.teacher)
             judged = self.judge(logits, judged.valid)
         return self.pseudo_labels(judged)
 
@@ -387,8 +387,8 @@ class SemiAdvModule(DiscriminatorModule):
         if self.reference_padding:
             valid = torch.ones_like(valid)
         if not self.joint_forward:
-            return self.judge(self.outputs(unlabeled["image"])["out"][0], valid), None
-        together = self.outputs(torch.cat([image, unlabeled["image"]]))
+            return self.judge(self.logits_of(unlabeled["image"]), valid), None
+        together = self.outputs_for_loss(torch.cat([image, unlabeled["image"]]))
         count = len(image)
         outputs = {name: [each[:count] for each in found] for name, found in together.items()}
         return self.judge(together["out"][0][count:], valid), outputs

@@ -83,12 +83,14 @@ class StructureAnalyzer(nn.Module):
         self.head = nn.Conv2d(2 * widths[0] if skips else widths[0], channels, 1)
         self.apply(_glorot)
 
-    def forward(self, maps: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, maps: Tensor, full_size: bool = True) -> tuple[list[Tensor], Tensor]:
         """Return the features of the taps, and the reconstruction.
 
         Args:
             maps: (B, channels, H, W); or (B, H, W) int64 class ids in [0, channels], where
                 `channels` is void. Class ids give the result of their one-hot vectors.
+            full_size: False leaves the reconstruction at half the size, for losses that upsample it
+                block by block.
 
         Returns:
             One (B, width, ceil(H / 2^block), ceil(W / 2^block)) tensor per tap, and the
@@ -100,7 +102,8 @@ class StructureAnalyzer(nn.Module):
             # (B, *, h, w) -> (B, width, 2 h, 2 w) -> (B, 2 width, 2 h, 2 w)
             decoded = _resize(F.relu(convolution(decoded)), skip)
             decoded = torch.cat([decoded, F.relu(skip)], dim=1)
-        return self._tapped(blocks), _resize(self.head(decoded), maps)
+        rebuilt = self.head(decoded)
+        return self._tapped(blocks), _resize(rebuilt, maps) if full_size else rebuilt
 
     def features(self, maps: Tensor) -> list[Tensor]:
         """Return the features of the taps only; deeper blocks and the decoder do not run.

@@ -27,7 +27,7 @@ class Judged(NamedTuple):
     """Predictions and the discriminator's logits for them."""
 
     logits: Tensor
-    """(B, C, H, W) logits of the segmenter."""
+    """(B, C, h, w) logits of the segmenter, no larger than the image."""
     maps: Tensor
     """(B, C, H, W) class probabilities."""
     scores: Tensor
@@ -84,10 +84,10 @@ class DiscriminatorModule(TwoPlayerModule, ABC):
         """Return the discriminator's logits for predictions, without a gradient to its weights.
 
         Args:
-            logits: (B, C, H, W) logits of the segmenter.
+            logits: (B, C, h, w) logits of the segmenter, no larger than the image.
             valid: (B, H, W) bool, False where a pixel does not count.
         """
-        maps = class_probabilities(logits)
+        maps = class_probabilities(logits, (valid.shape[-2], valid.shape[-1]))
         scores, own_scores = scores_of(self.discriminator, self._scores, maps)
         return Judged(logits, maps, scores, valid, own_scores)
 

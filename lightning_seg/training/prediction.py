@@ -46,7 +46,7 @@ def predicted(module: SegmentationModule, batch: dict[str, Any]) -> dict[str, An
         maps = [each for _, each in every if each is not None]
         return found | ({"probabilities": torch.from_numpy(np.stack(maps))} if keep else {})
     if module.predictor.plain and not keep:
-        logits = module.outputs(image, full_size=False)["out"][0]
+        logits = module.logits_of(image)
         return {"labels": most_probable(logits, size).labels.to(torch.uint8)}
     logits = module.predictor(module, image)
     found = {"labels": logits.max(dim=1).indices.to(torch.uint8)}  # argmax takes ten times as long

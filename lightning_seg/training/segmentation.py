@@ -175,6 +175,15 @@ class SegmentationModule(MethodModule, ABC):
         smaller = getattr(self.loss, "takes_smaller_logits", False)
         return self.outputs(image, full_size=not smaller)
 
+    def logits_of(self, image: Tensor, network: nn.Module | None = None) -> Tensor:
+        """Return (B, C, h, w) logits of raw images, smaller than these where a network can do so.
+
+        Args:
+            image: (B, 3, H, W) RGB, uint8 in 0..255 or floating point in [0, 1].
+            network: Another network of the same classes; None takes the one that is trained.
+        """
+        return self.outputs(image, network, full_size=False)["out"][0]
+
     def _in_order(self, logits: Tensor) -> Tensor:
         """Return logits in the order of `class_names`, whatever the order of the channels is."""
         return logits if self._channels is None else logits[:, self._channels]

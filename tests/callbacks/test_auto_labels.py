@@ -218,11 +218,11 @@ def test_files_on_another_disk_are_linked_or_copied(
 
     root = write_dataset({"train": 1, "val": 1})
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    autolabel(root, photos, tmp_path / "linked", "--autolabel.with_labelled=false")
+    autolabel(root, photos, tmp_path / "linked", "--autolabel.with_labeled=false")
     assert (tmp_path / "linked/images/train/new_0.png").readlink() == photos / "new_0.png"
     assert not (tmp_path / "linked/masks/val").exists()
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    autolabel(root, photos, tmp_path / "copied", "--autolabel.with_labelled=false")
+    autolabel(root, photos, tmp_path / "copied", "--autolabel.with_labeled=false")
     copy = tmp_path / "copied/images/train/new_0.png"
     assert not copy.is_symlink()
     assert copy.read_bytes() == (photos / "new_0.png").read_bytes()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ import torch
 from documents import blocks
 from PIL import Image
 from places import ROOT
-from small_runs import SMALL_WORDS
 from torch import nn
 
 import cli
@@ -22,25 +23,6 @@ from lightning_seg import CrossEntropyModule, SetupError
 from lightning_seg.deployment.exporting import export_network
 from lightning_seg.deployment.segmenter import Segmenter, load, load_module
 from lightning_seg.networks import FCN, UNet
-
-WORDS = [
-    *SMALL_WORDS[:-1],
-    "--model.network=LRASPP",
-    "--model.network.encoder=test_efficientnet",
-]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory):
-    """A run of one step, its checkpoint, and some photographs of drawn scenes."""
-    folder = tmp_path_factory.mktemp("run")
-    words = [*WORDS, f"--trainer.default_root_dir={folder}"]
-    words[words.index("--model.network=LRASPP")] = "--model.network=lightning_seg.networks.LRASPP"
-    fitted = cli.main(["fit", *words, "--trainer.max_steps=1"])
-    path = Path(fitted.trainer.checkpoint_callback.best_model_path)
-    image = np.random.default_rng(0).integers(0, 256, (75, 98, 3), dtype=np.uint8)
-    Image.fromarray(image).save(folder / "photo.png")
-    return fitted.model.eval(), path, folder, image
 
 
 @torch.inference_mode()
@@ -63,6 +45,26 @@ def test_a_checkpoint_is_loaded_as_a_plain_module(run) -> None:
     shares = lightning_seg.load(path, "probabilities")(batch)
     torch.testing.assert_close(shares.sum(1), torch.ones(1, 75, 98))
     torch.testing.assert_close(lightning_seg.load(path, "logits")(batch), model(batch))
+
+
+def test_the_documented_lines_segment_a_photograph(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path, folder, image = run
+    monkeypatch.chdir(tmp_path)
+    Image.open(folder / "photo.png").save("photo.jpg", quality=100, subsampling=0)
+    for place in ("runs/mine/checkpoints", "runs/checkpoints"):
+        Path(place).mkdir(parents=True)
+        shutil.copy(path, f"{place}/best.ckpt")
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/export.md")]
+    scripts = [each for page in pages for each in blocks("python", page) if ".load(" in each]
+    assert len(scripts) == 3
+    for script in scripts:
+        names: dict[str, Any] = {}
+        exec(script, names)
+        found = names.get("again", names["network"]).predict("photo.jpg")
+        assert found.shape == (75, 98)
+        assert np.mean(found != expected(model, image)) < 0.2  # JPEG changes some pixels
 
 
 def test_exported_weights_are_read_back_without_the_checkpoint(run, tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from lightning_seg.losses import (
     CrossEntropy,
     LossMaxPooling,
     ProbabilityGradientLoss,
+    class_probabilities,
+    confident_labels,
     cross_entropy,
     loss_max_pooling,
     probability_gradient_loss,
+    pseudo_labels,
     upsampled_rows,
 )
 from lightning_seg.losses import (
@@ -251,3 +254,53 @@ def test_memory_stays_below_that_of_full_size_logits(monkeypatch) -> None:
         for loss in (cross_entropy, loss_max_pooling):
             value_and_gradient(loss, logits, target)
     assert largest <= 2 * 256 * 256 * 60 / 20
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("small", "size"), SIZES)
+def test_probabilities_and_their_gradient_are_those_of_upsampled_logits(
+    small: tuple[int, int], size: tuple[int, int], order: torch.memory_format
+) -> None:
+    logits, _ = batch(small, size)
+    logits = logits.contiguous(memory_format=order)
+    upstream = torch.randn(3, 5, *size, generator=torch.Generator().manual_seed(1)).double()
+    one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found = class_probabilities(one, size)
+    expected = upsampled(other, size).softmax(1)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    (gradient,) = torch.autograd.grad(found, one, upstream)
+    (slow,) = torch.autograd.grad(expected, other, upstream)
+    torch.testing.assert_close(gradient, slow, rtol=1e-10, atol=1e-12)
+    if small != (1, 1):
+        assert found.is_contiguous(memory_format=order)
+
+
+def test_probabilities_pass_a_numerical_check_and_refuse_a_second_derivative() -> None:
+    logits = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: class_probabilities(z, (7, 9)), logits)
+    (first,) = torch.autograd.grad(
+        class_probabilities(logits, (7, 9)).square().sum(), logits, create_graph=False
+    )
+    assert first.isfinite().all()
+    with pytest.raises(SetupError, match="have no second derivative"):
+        torch.autograd.grad(
+            class_probabilities(logits, (7, 9)).square().sum(), logits, create_graph=True
+        )
+
+
+def test_pseudo_labels_of_smaller_logits_are_those_of_upsampled_ones() -> None:
+    logits, _ = batch((9, 9), (65, 65))
+    valid = torch.rand(3, 65, 65, generator=torch.Generator().manual_seed(2)) > 0.1
+    scores = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(3))
+    large = upsampled(logits, (65, 65))
+    for share, keep in (
+        (0.4, pseudo_labels),
+        (0.6, lambda z, _, *rest: confident_labels(z, *rest)),
+    ):
+        found = keep(logits, scores, share, valid)
+        assert torch.equal(found, keep(large, scores, share, valid))
+        assert 0 < (found != 255).double().mean() < 0.85
+    # the largest probability by hand, at one pixel
+    p = large[1, :, 30, 31].softmax(0)
+    expected = int(p.argmax()) if p.max() >= 0.6 and valid[1, 30, 31] else 255
+    assert confident_labels(logits, 0.6, valid)[1, 30, 31] == expected

@@ -206,3 +206,14 @@ def test_other_widths(widths):
     features, rebuilt = network(torch.randn(1, 3, 20, 17))
     assert [each.shape[1] for each in features] == [widths[0]]
     assert rebuilt.shape == (1, 3, 20, 17)
+
+
+def test_the_reconstruction_at_half_the_size_is_upsampled_to_the_whole_one() -> None:
+    analyzer = StructureAnalyzer(3, widths=(4, 8))
+    ids = torch.randint(4, (2, 13, 18))
+    features, whole = analyzer(ids)
+    again, half = analyzer(ids, full_size=False)
+    assert half.shape == (2, 3, 7, 9)
+    assert all(map(torch.equal, features, again))
+    upsampled = F.interpolate(half, (13, 18), mode="bilinear", align_corners=False)
+    assert torch.equal(upsampled, whole)

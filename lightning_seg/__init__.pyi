@@ -1,0 +1,43 @@
+from .deployment.segmenter import Segmenter, load
+from .errors import NonFiniteLossError, SetupError
+from .methods import (
+    ASMLModule,
+    ColorizationModule,
+    CPGModule,
+    CrossEntropyModule,
+    JigsawModule,
+    LMPModule,
+    MixMatchModule,
+    SemiAdvModule,
+)
+from .training import (
+    MethodModule,
+    PolyLR,
+    PretrainingModule,
+    SegmentationModule,
+    ShardedStrategy,
+    TwoPlayerModule,
+)
+from .version import __version__
+
+__all__ = [
+    "ASMLModule",
+    "CPGModule",
+    "ColorizationModule",
+    "CrossEntropyModule",
+    "JigsawModule",
+    "LMPModule",
+    "MethodModule",
+    "MixMatchModule",
+    "NonFiniteLossError",
+    "PolyLR",
+    "PretrainingModule",
+    "SegmentationModule",
+    "Segmenter",
+    "SemiAdvModule",
+    "SetupError",
+    "ShardedStrategy",
+    "TwoPlayerModule",
+    "__version__",
+    "load",
+]
