@@ -10,10 +10,11 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import growth
 from in_turn import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
-SCRIPTS = ("step", "methods", "predict", "startup")
+SCRIPTS = ("step", "methods", "predict", "startup", "growth")
 MARK = "<!-- made by benchmarks/performance_page.py: {} -->\n"
 END = "<!-- end -->\n"
 
@@ -40,6 +41,22 @@ def lines(rows: list[dict[str, str]]) -> Iterator[str]:
         yield ""
         yield f"Measured on {first['date']} at commit {first['commit']}: {first['machine']}."
         yield ""
+
+
+def growth_lines(rows: list[dict[str, str]]) -> Iterator[str]:
+    """Yield the lines of the tables of `growth.py`."""
+    for axis in dict.fromkeys(row["table"] for row in rows):
+        head, body = growth.table(rows, axis)
+        yield f"**{axis[0].upper()}{axis[1:]}** ({count(rows[0]['threads'], 'thread')})"
+        yield ""
+        yield "| " + " | ".join(head) + " |"
+        yield "|---" + "|---:" * (len(head) - 1) + "|"
+        for line in body:
+            yield "| " + " | ".join(line) + " |"
+        yield ""
+    first = rows[0]
+    yield f"Measured on {first['date']} at commit {first['commit']}: {first['machine']}."
+    yield ""
 
 
 def plot(tables: dict[str, list[dict[str, str]]], path: Path) -> None:
@@ -82,7 +99,8 @@ def written(page: str) -> str:
         mark = MARK.format(script)
         head, found, rest = page.partition(mark)
         assert found, f"{PAGE} lacks {mark}"
-        table = "\n".join(lines(read(script)))
+        made = growth_lines if script == "growth" else lines
+        table = "\n".join(made(read(script)))
         page = f"{head}{mark}\n{table}\n{END}{rest.partition(END)[2]}"
     return page
 

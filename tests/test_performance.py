@@ -44,7 +44,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
 
 
 def test_the_scripts_explain_themselves() -> None:
-    names = ("performance_page", "startup", "step", "methods", "predict")
+    names = ("performance_page", "startup", "step", "methods", "predict", "growth")
     code = """
 import contextlib, runpy, sys
 sys.path.insert(0, "benchmarks")
@@ -57,3 +57,14 @@ for name in names:
     found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("usage:") == len(names)
+
+
+def test_the_exponent_of_growth_is_that_of_the_last_doubling() -> None:
+    growth = script("growth")
+    rows = [
+        {"table": "a", "name": "x", "size": size, "ms": ms}
+        for size, ms in (("10", "1"), ("20", "3"), ("40", "24"))
+    ]
+    head, (line,) = growth.table(rows, "a")
+    assert head == ["ms", "10", "20", "40", "exponent"]
+    assert line == ["x", "1.0", "3.0", "24.0", "3.0"]  # eight times the time for twice the size

@@ -1,33 +1,31 @@
-"""Some pixels of maps, also of maps that are smaller than the image and upsampled bilinearly."""
+"""Some pixels of a map, also of a map that is smaller than the image and upsampled bilinearly."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
 class PickedPixels:
-    """Values of maps at chosen pixels of each image, and the adjoint of choosing.
+    """Values of the maps of an image at chosen pixels, and the adjoint of choosing.
 
     Args:
-        maps: (B, C, h, w), float32 or wider. Where (h, w) is smaller than `size`, values are those
-            of bilinear upsampling with `align_corners=False`.
-        size: (H, W) of the images.
-        places: For each of B images, (S_b,) rising positions of pixels in its H W pixels.
+        maps: (C, h, w), float32 or wider. Where (h, w) is smaller than `size`, values are those of
+            bilinear upsampling with `align_corners=False`.
+        size: (H, W) of the image.
+        places: (S,) rising positions of pixels in the flattened (H, W).
     """
 
-    def __init__(self, maps: Tensor, size: tuple[int, int], places: Sequence[Tensor]) -> None:
+    def __init__(self, maps: Tensor, size: tuple[int, int], places: Tensor) -> None:
         self.maps = maps.detach()
         self.places = places
-        self.resized = maps.shape[2:] != size
-        if self.resized:
-            self._corners = [self._corners_of(at, size) for at in places]
+        self.corners: list[tuple[Tensor, Tensor]] | None = None
+        if maps.shape[1:] != size:
+            self.corners = self._corners_of(places, size)
 
     def _corners_of(self, at: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
         """Return four pairs of (S,) positions in the maps and (S,) shares, which add up to 1."""
-        height, width = self.maps.shape[2:]
+        height, width = self.maps.shape[1:]
         rows = _neighbours(at // size[1], size[0], height)
         columns = _neighbours(at % size[1], size[1], width)
         return [
@@ -37,35 +35,37 @@ class PickedPixels:
         ]
 
     def values(self) -> Tensor:
-        """Return (C, S), the values at the pixels of all images, one image after the other."""
-        flat = self.maps.flatten(2)  # (B, C, h w)
-        if not self.resized:
-            pairs = zip(flat, self.places, strict=True)
-            return torch.cat([image.index_select(1, at) for image, at in pairs], 1)
-        found = []
-        for image, corners in zip(flat, self._corners, strict=True):
-            first, *rest = corners
-            value = image.index_select(1, first[0]).mul_(first[1])
-            for at, share in rest:
-                value.addcmul_(image.index_select(1, at), share)
-            found.append(value)
-        return torch.cat(found, 1)
+        """Return (C, S), the values at the pixels."""
+        flat = self.maps.flatten(1)  # (C, h w)
+        if self.corners is None:
+            return flat.index_select(1, self.places)
+        first, *rest = self.corners
+        value = flat.index_select(1, first[0]).mul_(first[1])
+        for at, share in rest:
+            value.addcmul_(flat.index_select(1, at), share)
+        return value
 
-    def gradient(self, values: Tensor) -> Tensor:
-        """Return (B, C, h, w), the gradient of the maps for (C, S) gradients of the values."""
-        images, classes = self.maps.shape[:2]
-        parts = torch.split(values, [len(at) for at in self.places], 1)
-        if not self.resized:
-            whole = values.new_zeros(images, classes, self.maps[0, 0].numel())
-            for image, at, part in zip(whole, self.places, parts, strict=True):
-                image.index_copy_(1, at, part)
-            return whole.view(self.maps.shape)
-        # (B, h w, C), because rows of C values are added faster than columns
-        turned = values.new_zeros(images, self.maps[0, 0].numel(), classes)
-        for image, corners, part in zip(turned, self._corners, parts, strict=True):
-            for at, share in corners:
-                image.index_add_(0, at, (part * share).T)
-        return turned.movedim(1, 2).reshape(self.maps.shape)
+    def add_gradient(self, values: Tensor, whole: Tensor) -> None:
+        """Add what the (C, S) gradients of the values give to the gradient of the maps.
+
+        Args:
+            values: (C, S) gradients.
+            whole: (C, h, w), changed in place. Pixels with their C values side by side in memory
+                are faster where the maps are smaller than the image.
+        """
+        if self.corners is None:
+            flat = whole.view(len(whole), -1)
+            flat.index_copy_(1, self.places, flat.index_select(1, self.places).add_(values))
+            return
+        pixels = whole.permute(1, 2, 0).view(-1, len(whole))  # (h w, C)
+        for at, share in self.corners:
+            pixels.index_add_(0, at, (values * share).T)
+
+
+def empty_gradient(maps: Tensor, resized: bool) -> Tensor:
+    """Return zeros of the shape of maps (B, C, h, w), in the order that `add_gradient` wants."""
+    order = torch.channels_last if resized else torch.contiguous_format
+    return torch.zeros_like(maps, memory_format=order)
 
 
 def _neighbours(at: Tensor, size: int, small: int) -> list[tuple[Tensor, Tensor]]:
