@@ -1,8 +1,8 @@
 """Measurements in turn: runs alternate in one process, and their ratios are kept with the place.
 
-The scripts `step.py`, `methods.py`, `predict.py` and `startup.py` use this module. The ratio of two
-runs is the median over rounds of the ratios within a round, so that other load on the machine slows
-down both. The interval beside it holds the middle half of the rounds.
+The scripts `step.py`, `methods.py`, `metrics.py`, `predict.py` and `startup.py` use this module.
+The ratio of two runs is the median over rounds of the ratios within a round, so that other load on
+the machine slows down both. The interval beside it holds the middle half of the rounds.
 """
 
 from __future__ import annotations

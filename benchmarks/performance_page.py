@@ -14,7 +14,7 @@ import growth
 from in_turn import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
-SCRIPTS = ("step", "methods", "predict", "startup", "growth")
+SCRIPTS = ("step", "methods", "metrics", "predict", "startup", "growth")
 MARK = "<!-- made by benchmarks/performance_page.py: {} -->\n"
 END = "<!-- end -->\n"
 

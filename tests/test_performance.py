@@ -44,7 +44,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_rounds() -> None:
 
 
 def test_the_scripts_explain_themselves() -> None:
-    names = ("performance_page", "startup", "step", "methods", "predict", "growth")
+    names = ("performance_page", "startup", "step", "methods", "predict", "growth", "metrics")
     code = """
 import contextlib, runpy, sys
 sys.path.insert(0, "benchmarks")
