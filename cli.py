@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_seg.commands.messages import plain_errors
-from lightning_seg.commands.verb_options import PARSERS
+from lightning_seg.commands.verb_options import PARSERS, app_parser
 from lightning_seg.commands.verbs import VerbParser, answer_without_verb
 from lightning_seg.processes import end_with_parent, leave_group
 
@@ -40,6 +40,12 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         from lightning_seg.commands.check import check
 
         return check(rest, ImageDataModule, scan)
+    if verb == "app":
+        options = app_parser().parse_args(rest)
+        from datamodules.uploads import upload_reader
+        from lightning_seg.commands.app import app
+
+        return app(options, upload_reader)
     if verb == "pipeline":
         from lightning_seg.commands.pipeline import pipeline
 

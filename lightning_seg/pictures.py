@@ -50,6 +50,23 @@ def color_table(
     return table
 
 
+def palette_picture(labels: NDArray[np.uint8], table: NDArray[np.uint8]) -> Image.Image:
+    """Return class ids as a picture that stores them, and shows the colours of the classes.
+
+    Args:
+        labels: (H, W) class ids, 255 for void.
+        table: (256, 3) colours from `color_table`.
+
+    Examples:
+        >>> picture = palette_picture(np.array([[2]], np.uint8), color_table(3))
+        >>> picture.getpixel((0, 0)), picture.convert("RGB").getpixel((0, 0))
+        (2, (0, 128, 0))
+    """
+    picture = Image.fromarray(labels)
+    picture.putpalette(table.tobytes())
+    return picture
+
+
 def overlay(
     image: NDArray[np.uint8],
     labels: NDArray[np.uint8],

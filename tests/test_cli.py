@@ -474,6 +474,7 @@ def test_help_imports_neither_timm_nor_albumentations_nor_wandb() -> None:
         (["compare"], 2, "error: the following arguments are required: sides"),
         (["report", "run", "--nothing"], 2, "error: unrecognized arguments: --nothing"),
         (["export", "--size=3", "--ckpt_path=x"], 2, 'error: Parser key "size"'),
+        (["app", "--port=x", "--ckpt_path=x"], 2, 'error: Parser key "port"'),
     ],
 )
 def test_what_needs_no_network_is_answered_before_torch_is_imported(

@@ -20,7 +20,7 @@ import cli
 from datamodules import ImageDataModule, SyntheticScenesDataModule, UnlabeledShards
 from datamodules.augmenting.steps import PRESETS
 from lightning_seg import SegmentationModule
-from lightning_seg.commands.verb_options import PARSERS
+from lightning_seg.commands.verb_options import PARSERS, app_parser
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 METHODS = sorted((ROOT / "docs/methods").glob("*.md"))
@@ -52,8 +52,8 @@ def test_the_commands_of_a_page_parse(
     for verb, *words in commands(page.read_text()):
         if verb in ("check", "configs"):
             continue
-        if verb in ("compare", "report"):
-            parser, _ = PARSERS[verb]
+        if verb in ("app", "compare", "report"):
+            parser = app_parser if verb == "app" else PARSERS[verb][0]
             parser().parse_args(words)
             continue
         with contextlib.suppress(SystemExit):  # with an error nothing is printed

@@ -71,8 +71,9 @@ def test_the_wheel_holds_the_packages_the_pieces_and_its_licence(wheel: Path) ->
     assert modules <= names
     pieces = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.*")}
     assert {f"lightning_seg/{piece}" for piece in pieces} <= names
-    folder = ROOT / "lightning_seg/commands/report_page"
-    assert {path.relative_to(ROOT).as_posix() for path in folder.iterdir()} <= names
+    for page in ("app_page", "report_page"):
+        folder = ROOT / "lightning_seg/commands" / page
+        assert {path.relative_to(ROOT).as_posix() for path in folder.iterdir()} <= names
     assert {"cli.py", "lightning_seg/py.typed", "datamodules/py.typed"} <= names
     assert f"{info}/licenses/LICENSE" in names
     assert "lightning-seg = cli:run" in entry_points

@@ -26,6 +26,7 @@ from datamodules.reading.samples import (
     read_bytes,
     require_one_page,
     require_pixels,
+    require_samples,
 )
 
 _REDUCED = {
@@ -119,6 +120,7 @@ def decode_image(
 
 def _decode_bands(data: bytes, path: Path | str, reading: Reading) -> NDArray[Any]:
     header = opened(data, path, reading.max_pixels)
+    require_samples(header, reading.channels, reading.max_pixels, path)
     bands = stored_bands(data, header, path, reading.channels)
     if bands.array.dtype == np.uint8 and bands.full == 255:
         return np.ascontiguousarray(bands.array)

@@ -170,6 +170,21 @@ def require_pixels(size: tuple[int, int], max_pixels: int, path: Path | str) -> 
         )
 
 
+def require_samples(header: Opened, channels: int, max_pixels: int, path: Path | str) -> None:
+    """Raise an error for a file whose pages and samples together exceed the limit of its size.
+
+    A compressed file of a few bytes may hold many large pages, which are decoded together.
+    """
+    size, pages, samples = header.size, header.pages, header.samples
+    # grey values may be stored three times, and with transparency
+    if size[0] * size[1] * pages * samples > max_pixels * max(channels, 4):
+        raise DataError(
+            f"{path} holds {pages * samples} samples in each of {size[1]}x{size[0]} pixels (width "
+            f"x height), more than the limit of {max_pixels} pixels of {channels} channels",
+            option="max_pixels",
+        )
+
+
 def require_one_page(header: Opened, path: Path | str) -> None:
     """Raise an error for a file of several images."""
     if header.pages > 1:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lightning_seg.files import write_whole
+from lightning_seg.pictures import palette_picture
 
 
 class Georeference(NamedTuple):
@@ -55,10 +55,8 @@ def write_palette_png(path: Path, mask: NDArray[np.uint8], colors: NDArray[np.ui
         mask: (H, W) class ids.
         colors: (256, 3) uint8 RGB colours of the class ids.
     """
-    index = Image.fromarray(mask)
-    index.putpalette(colors.tobytes())
     with write_whole(path) as part:
-        index.save(part, format="PNG", compress_level=_LEVEL)
+        palette_picture(mask, colors).save(part, format="PNG", compress_level=_LEVEL)
 
 
 _LEVEL = 3

@@ -57,8 +57,12 @@ def checkpoint_path(verb: str, given: str | None, trainer: Trainer) -> str | Non
     return given
 
 
-def checkpoint_of(path: Path) -> Path:
+def checkpoint_of(path: Path, option: str = "ckpt_path") -> Path:
     """Return a file as it is, and of a run's folder its best checkpoint, or else its last one.
+
+    Args:
+        path: A checkpoint, or the folder of a run.
+        option: The option that names it, for errors.
 
     Raises:
         SetupError: The folder has no checkpoint.
@@ -68,7 +72,7 @@ def checkpoint_of(path: Path) -> Path:
     for name in ("best", "last", ""):
         if found := newest_whole(path.rglob(f"{name}*.ckpt")):
             return found
-    raise SetupError(f"there is no checkpoint in {path}", option="ckpt_path")
+    raise SetupError(f"there is no checkpoint in {path}", option=option)
 
 
 def _is_run(path: Path) -> bool:

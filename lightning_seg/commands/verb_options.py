@@ -111,6 +111,107 @@ def export_parser() -> VerbParser:
     return parser
 
 
+def app_parser() -> VerbParser:
+    """Return the parser of `app`'s options."""
+    parser = verb_parser("app")
+    parser.usage = "%(prog)s --ckpt_path CHECKPOINT [--against CHECKPOINT] [--OPTION VALUE ...]"
+    add = parser.add_argument
+    add(
+        "--ckpt_path",
+        type=str,
+        required=True,
+        help="A checkpoint, what `export` wrote for lightning_seg.load, or the folder of a run, of "
+        "which the best checkpoint is taken.",
+    )
+    add(
+        "--against",
+        type=str | None,
+        help="Another one of the same classes, whose masks are shown beside those of the first.",
+    )
+    add(
+        "--host",
+        type=str,
+        default="127.0.0.1",
+        help="The address that the server listens at. At another address than that of this "
+        "machine alone, everybody on the network can use the page, without a password.",
+    )
+    add("--port", type=int, default=8000, help="From 1 to 65535; 0 takes a free port.")
+    add(
+        "--device",
+        type=str,
+        default="auto",
+        help="cpu, cuda, cuda:1, mps; auto takes a GPU of CUDA where there is one.",
+    )
+    _add_image_options(parser)
+    _add_inference_options(parser)
+    return parser
+
+
+def _add_image_options(parser: VerbParser) -> None:
+    add = parser.add_argument
+    add(
+        "--max_megabytes",
+        type=float,
+        default=20.0,
+        help="Largest size of a file in units of 1,000,000 bytes; default chosen here.",
+    )
+    add(
+        "--max_pixels",
+        type=int,
+        default=25_000_000,
+        help="Largest height x width of an image, at least 1. Default chosen here: an LRASPP takes "
+        "6 GB for a whole image of 24,000,000 pixels.",
+    )
+    add(
+        "--image_range",
+        type=tuple[float, float] | None,
+        help="Values of black and white in images of more than 8 bits a channel, such as [0,4095].",
+    )
+
+
+def _add_inference_options(parser: VerbParser) -> None:
+    """Add the arguments of `lightning_seg.inference.Predictor`."""
+    add = parser.add_argument
+    add(
+        "--inference.window",
+        type=int | tuple[int, int] | None,
+        help="Side of the square windows in pixels, or height and width, at least the stride of "
+        "the network; null shows the network whole images.",
+    )
+    add(
+        "--inference.overlap",
+        type=float,
+        default=0.25,
+        help="Smallest share of a window that its neighbour covers, in [0, 1).",
+    )
+    add(
+        "--inference.blend",
+        type=Literal["gaussian", "flat"],
+        default="gaussian",
+        help="gaussian gives pixels near the middle of a window more weight; flat weighs all "
+        "windows of a pixel equally.",
+    )
+    add(
+        "--inference.batch_size",
+        type=int,
+        default=4,
+        help="Windows of an image that the network sees at once, at least 1.",
+    )
+    add(
+        "--inference.flip",
+        type=bool,
+        default=False,
+        help="Whether the network also sees a copy that is mirrored from left to right.",
+    )
+    add(
+        "--inference.scales",
+        type=list[float],
+        default=[1.0],
+        help="Factors of the sides of the copies that the network sees, above 0; 1 is the image "
+        "itself.",
+    )
+
+
 def configs_parser() -> VerbParser:
     """Return the parser of `configs`' options."""
     parser = verb_parser("configs")

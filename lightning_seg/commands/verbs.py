@@ -33,6 +33,7 @@ OWN_VERBS = {
     "report": "Write one HTML page about a run, also against a baseline.",
     "pipeline": "Run several trainings, each from the encoder or the labels of the one before.",
     "export": "Write a trained network as a file for other programs: ONNX, torch.export, weights.",
+    "app": "Open a page in the browser that segments photographs with a trained network.",
     "configs": "List the pieces of configuration that come with the package.",
 }
 """The verbs that are not the Trainer's, with their line in `--help`."""

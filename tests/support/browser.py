@@ -41,9 +41,9 @@ class Page:
         return answer["result"]
 
     async def open(
-        self, file: Path, width: int = 1280, dark: bool = False, scripts: bool = True
+        self, place: Path | str, width: int = 1280, dark: bool = False, scripts: bool = True
     ) -> None:
-        """Open a file at a width, in light or dark colours, with or without scripts."""
+        """Open a file or an address at a width, in light or dark colours, or without scripts."""
         for domain in ("Page", "Network", "Log", "Runtime"):
             await self.call(f"{domain}.enable")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -51,7 +51,8 @@ class Page:
         await self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         await self.call("Emulation.setDeviceMetricsOverride", **size)
-        await self.call("Page.navigate", url=file.resolve().as_uri())
+        address = place if isinstance(place, str) else place.resolve().as_uri()
+        await self.call("Page.navigate", url=address)
         while (await self._next()).get("method") != "Page.loadEventFired":
             pass
 
@@ -59,6 +60,21 @@ class Page:
         """Return the value of a script."""
         found = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
         return found["result"].get("value")
+
+    async def until(self, script: str, tries: int = 300) -> None:
+        """Wait until the value of a script is true."""
+        for _ in range(tries):
+            if await self.evaluate(script):
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"not true after {tries / 10:g} s: {script}")
+
+    async def choose(self, selector: str, *files: Path) -> None:
+        """Choose files in an input, as a person does in the dialogue."""
+        root = (await self.call("DOM.getDocument"))["root"]["nodeId"]
+        found = await self.call("DOM.querySelector", nodeId=root, selector=selector)
+        paths = [str(file.resolve()) for file in files]
+        await self.call("DOM.setFileInputFiles", files=paths, nodeId=found["nodeId"])
 
     async def press(self, key: str, code: int) -> None:
         """Press and release a key."""

@@ -187,6 +187,19 @@ def folder(root: Path, values: list[np.ndarray]) -> Path:
     return root
 
 
+def test_pages_that_exceed_the_limit_together_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pages.tif"
+    pages = np.zeros((60, 500, 400), np.uint8)
+    tifffile.imwrite(path, pages, compression="zlib", photometric="minisblack")
+    assert path.stat().st_size < 100_000  # of 12 MB
+    assert read_image(path, reading=Reading(None, 200_000, 60)).shape == (500, 400, 60)
+    monkeypatch.setattr(tifffile, "TiffFile", None)  # nothing is decoded
+    with pytest.raises(DataError, match="holds 60 samples in each of 400x500 pixels"):
+        read_image(path, reading=Reading(None, 200_000, 5))
+
+
 def test_mean_and_deviation_of_bands_are_measured_over_all_pixels(tmp_path: Path) -> None:
     # channel 0 holds 0, 0, 1 and 1 of images of 1 and 3 parts of the area: mean 3/4
     dark, bright = np.zeros((20, 10, 4), np.uint8), np.zeros((20, 30, 4), np.uint8)
