@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class EncoderHead(nn.Module):
             image: (B, 3, H, W) float, normalised with `mean` and `std`.
             full_size: False returns logits at the size of the head, (B, C, h, w), for losses that
                 upsample them block by block. An image that has to be filled up gives logits at the
-                size of the image all the same.
+                size of the image all the same, and so does a head whose logits are larger.
 
         Returns:
             (B, C, H, W) logits `out`, and in training mode `aux` where the network has them.
@@ -66,11 +66,20 @@ class EncoderHead(nn.Module):
             logits.pop("aux", None)
         size = image.shape[-2:]
         if not full_size and size == wanted:
-            return logits
+            return {
+                # a decoder may return a row or column more than an image of an odd size has
+                name: value if _fits(value, size) else resize(value, size)
+                for name, value in logits.items()
+            }
         whole = {name: resize(value, size) for name, value in logits.items()}
         if size == wanted:
             return whole
         return {name: value[..., : wanted[0], : wanted[1]] for name, value in whole.items()}
+
+
+def _fits(value: Tensor, size: Sequence[int]) -> bool:
+    """Return whether (B, C, h, w) maps are no larger than a size (H, W)."""
+    return value.shape[2] <= size[0] and value.shape[3] <= size[1]
 
 
 class OnMap(nn.Module):

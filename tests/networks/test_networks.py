@@ -447,3 +447,19 @@ def test_one_image_passes_with_synchronised_batch_norm():
 def test_pspnet_without_the_image_bin_trains_on_one_image():
     network = PSPNet(CLASSES, encoder="resnet18", bins=(2, 4))
     assert network(torch.randn(1, 3, 64, 64))["out"].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (71, 64), (201, 75)])
+@every_network
+def test_logits_of_a_heads_own_size_are_no_larger_and_give_those_of_the_image(
+    name: str, size: tuple[int, int]
+) -> None:
+    """A loss takes smaller logits, and no larger ones."""
+    network = copy.deepcopy(template(name)).eval()
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        own, whole = network(image, full_size=False)["out"], network(image)["out"]
+    assert own.shape[2] <= size[0]
+    assert own.shape[3] <= size[1]
+    upsampled = nn.functional.interpolate(own, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsampled, whole, rtol=1e-5, atol=1e-5)
