@@ -12,6 +12,7 @@ from benchmark_scripts import script
 from places import ROOT
 
 in_turn = script("in_turn")
+growth = script("growth")
 page = script("performance_page")
 
 
@@ -60,7 +61,6 @@ for name in names:
 
 
 def test_the_exponent_of_growth_is_that_of_the_last_doubling() -> None:
-    growth = script("growth")
     rows = [
         {"table": "a", "name": "x", "size": size, "ms": ms}
         for size, ms in (("10", "1"), ("20", "3"), ("40", "24"))
