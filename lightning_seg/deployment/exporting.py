@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_seg.deployment.segmenter import Segmenter
 from lightning_seg.errors import SetupError
 from lightning_seg.files import write_whole
+from lightning_seg.networks.image_sizes import short_formulas
 
 Precision = Literal["float32", "float16", "int8"]
 KINDS = (".onnx", ".pt2", ".safetensors")
@@ -69,7 +70,7 @@ def export_network(
     refused: Exception | None = None
     for any_size in (True, False):
         try:
-            with _quiet():
+            with _quiet(), short_formulas():
                 content = make(network, size, any_size)
                 tried = sizes if any_size else [size]
                 difference = _difference(network, partial(run, content), tried, any_size)

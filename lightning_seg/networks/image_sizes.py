@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,3 +41,41 @@ def takes(model: Any, shape: Sequence[int]) -> bool:
     finally:
         model.train(was_training)
     return True
+
+
+def same_padding(x: Any, kernel_size: int, stride: int, dilation: int) -> Any:
+    """Return the padding of an axis with which a convolution returns ceil(x / stride) pixels.
+
+    The result is that of timm's `get_same_padding`, in a formula that names the size twice instead
+    of four times. A size that `torch.export` keeps open is a formula itself, and each convolution
+    nests it once more.
+
+    Args:
+        x: Number of pixels along the axis, also one that is kept open.
+        kernel_size: Number of weights along the axis.
+        stride: Step of the kernel.
+        dilation: Distance of the weights.
+
+    Examples:
+        >>> same_padding(5, 3, 2, 1), same_padding(6, 3, 2, 1), same_padding(6, 1, 2, 1)
+        (2, 1, 0)
+    """
+    reach = (kernel_size - 1) * dilation + 1
+    padding = reach - stride + -x % stride
+    return padding if reach >= stride else max(padding, 0)
+
+
+@contextlib.contextmanager
+def short_formulas() -> Iterator[None]:
+    """Let timm's convolutions with padding as in TensorFlow use `same_padding`.
+
+    With timm's own formula, `torch.export` takes minutes for an EfficientNet of TensorFlow.
+    """
+    from timm.layers import padding
+
+    before = padding.get_same_padding
+    padding.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = before

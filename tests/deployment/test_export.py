@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from documents import blocks
 from PIL import Image
 from places import ROOT
+from timm.layers import Conv2dSame
 from torch import nn
 
 import cli
@@ -23,6 +25,19 @@ from lightning_seg import CrossEntropyModule, SetupError
 from lightning_seg.deployment.exporting import export_network
 from lightning_seg.deployment.segmenter import Segmenter, load, load_module
 from lightning_seg.networks import FCN, UNet
+
+
+class PaddedAsInTensorFlow(nn.Module):
+    """Two strided convolutions, upsampled to the size of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            Conv2dSame(3, 4, 3, stride=2), nn.ReLU(), Conv2dSame(4, 3, 5, stride=2)
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(self.layers(image), image.shape[2:], mode="bilinear")
 
 
 @torch.inference_mode()
@@ -166,3 +181,44 @@ def test_a_failed_comparison_leaves_no_file(run, tmp_path: Path, monkeypatch) ->
     with pytest.raises(SetupError, match=r"cannot be written as .pt2: its results differ by"):
         export_network(Segmenter(load_module(path), "logits"), tmp_path / "m.pt2", (32, 32))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("precision", "most"), [("float16", 0.01), ("int8", 0.1)])
+def test_smaller_weights_change_probabilities_a_little(
+    run, tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str, most: float
+) -> None:
+    import onnxruntime
+
+    model, path, _, image = run
+    sizes = {}
+    for name in ("float32", precision):
+        file = tmp_path / f"{name}.onnx"
+        words = [f"--ckpt_path={path}", f"--output={file}", f"--precision={name}", "--size=[64,96]"]
+        assert cli.main(["export", *words, "--returns=probabilities"]) == 0
+        sizes[name] = file.stat().st_size
+    assert sizes[precision] < 0.9 * sizes["float32"]
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        shares = model(batch).softmax(1).numpy()
+    session = onnxruntime.InferenceSession(tmp_path / f"{precision}.onnx")
+    found = session.run(None, {"image": batch.numpy()})[0]
+    assert 0 < np.abs(found - shares).max() < most
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert float(said.rpartition(" ")[2]) > 0
+
+
+def test_an_encoder_with_the_padding_of_tensorflow_takes_any_size(tmp_path: Path) -> None:
+    from timm.layers.padding import get_same_padding
+
+    from lightning_seg.networks.image_sizes import same_padding
+
+    for size, kernel, stride, dilation in itertools.product(
+        range(1, 30), (1, 2, 3, 5, 7), (1, 2, 3, 4), (1, 2)
+    ):
+        expected = get_same_padding(size, kernel, stride, dilation)
+        assert same_padding(size, kernel, stride, dilation) == expected
+    module = CrossEntropyModule(PaddedAsInTensorFlow(), num_classes=3)
+    found = export_network(Segmenter(module, "logits"), tmp_path / "m.pt2", (33, 46))
+    assert found.any_size
+    assert get_same_padding.__module__ == "timm.layers.padding"  # as before
