@@ -1,3 +1,4 @@
+from . import callbacks, deployment, inference, losses, methods, metrics, networks, training
 from .deployment.segmenter import Segmenter, load
 from .errors import NonFiniteLossError, SetupError
 from .methods import (
@@ -39,5 +40,13 @@ __all__ = [
     "ShardedStrategy",
     "TwoPlayerModule",
     "__version__",
+    "callbacks",
+    "deployment",
+    "inference",
     "load",
+    "losses",
+    "methods",
+    "metrics",
+    "networks",
+    "training",
 ]

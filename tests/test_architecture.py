@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+import lightning_seg
+
 SPEC = importlib.util.spec_from_file_location("make_diagram", ROOT / "docs/make_diagram.py")
 diagram = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(diagram)
@@ -124,3 +126,10 @@ def test_the_diagram_shows_the_code_as_it_is() -> None:
     page = diagram.PAGE.read_text()
     assert "flowchart" in page
     assert diagram.written(page) == page, "run: python docs/make_diagram.py"
+
+
+def test_every_part_of_the_package_is_found_from_the_package_alone() -> None:
+    """Names are imported when they are used: `lightning_seg.losses` needs no import of its own."""
+    parts = {path.parent.name for path in (ROOT / "lightning_seg").glob("*/__init__.py")}
+    assert parts - {"commands"} <= set(lightning_seg.__all__)
+    assert all(hasattr(lightning_seg, name) for name in lightning_seg.__all__)
