@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_seg.commands.messages import plain_errors
 from lightning_seg.commands.verb_options import PARSERS, app_parser
-from lightning_seg.commands.verbs import VerbParser, answer_without_verb
+from lightning_seg.commands.verbs import VerbParser, answer_without_verb, require_pieces
 from lightning_seg.processes import end_with_parent, leave_group
 
 # Lightning and torch are imported where they are needed: help and mistakes are answered before
@@ -50,6 +50,7 @@ def main(args: list[str] | None = None) -> SegmentationCLI | int:
         from lightning_seg.commands.pipeline import pipeline
 
         return pipeline(rest, main)
+    require_pieces(rest)
     from datamodules import ImageDataModule
     from lightning_seg.commands.trainer_verbs import with_trainer
 

@@ -469,6 +469,13 @@ def test_help_imports_neither_timm_nor_albumentations_nor_wandb() -> None:
         ([], 2, "error: a verb is missing: The verbs are check, compare,"),
         (["fitt"], 2, "error: there is no verb fitt: did you mean fit? The verbs are check,"),
         (["configs"], 0, "configs/network/lraspp.yaml"),
+        (
+            ["fit", "-c", "configs/network/unett.yaml"],
+            2,
+            "error: the configuration file configs/network/unett.yaml does not exist: did you mean "
+            "configs/network/unet.yaml",
+        ),
+        (["test", "--config=mine.yaml"], 2, "mine.yaml does not exist: `configs` lists those of"),
         (["configs", "--copy=nothing"], 1, "no file or folder of configs/ (option: --copy)"),
         (["compare", "--help"], 0, "Say whether runs differ"),
         (["compare"], 2, "error: the following arguments are required: sides"),

@@ -83,7 +83,13 @@ def copy(name: str) -> None:
 
 def _shipped() -> list[Path]:
     kinds = (".yaml", ".sbatch", ".sh")
-    return sorted(file for file in SHIPPED.rglob("*") if file.suffix in kinds)
+    found = [file for file in SHIPPED.rglob("*") if file.suffix in kinds]
+    return sorted(found, key=lambda file: (len(file.parts), file))
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the pieces that come with the package, such as configs/demo.yaml."""
+    return [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in _shipped()]
 
 
 def configs(options: Namespace) -> int:
@@ -95,8 +101,7 @@ def configs(options: Namespace) -> int:
     if options.copy is not None:
         copy(options.copy)
         return 0
-    files = sorted(_shipped(), key=lambda file: (len(file.parts), file))
-    names = [f"configs/{file.relative_to(SHIPPED).as_posix()}" for file in files]
+    files, names = _shipped(), shipped_names()
     width = max(map(len, names))
     lines = []
     for name, file in zip(names, files, strict=True):

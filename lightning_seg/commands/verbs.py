@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -19,6 +20,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 
 from lightning_seg.commands.messages import explain
+from lightning_seg.commands.pieces import find_piece, shipped_names
 
 DESCRIPTION = """Train, evaluate and use segmentation networks by methods beyond cross-entropy.
 A configuration is a list of pieces (-c), merged from left to right; a flag overrides one value:
@@ -161,3 +163,28 @@ def answer_without_verb(words: Sequence[str]) -> None:
     near = difflib.get_close_matches(first, VERBS, n=2)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
     parser.exit(2, f"error: {asked}: {meant}The verbs are {', '.join(VERBS)}\n")
+
+
+def require_pieces(words: Sequence[str]) -> None:
+    """Refuse a command line that names a configuration file which does not exist.
+
+    Args:
+        words: The command line.
+
+    Raises:
+        SystemExit: With 2, naming the file and shipped ones of a similar name.
+    """
+    flags = ("-c", "--config")
+    named = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    named += [word for flag, word in pairwise(words) if flag in flags]
+    for name in named:
+        # a configuration that is written out is no name of a file
+        if isinstance(find_piece(name), Path) or "{" in name or "\n" in name or ": " in name:
+            continue
+        near = difflib.get_close_matches(name, shipped_names(), n=2)
+        meant = f"did you mean {' or '.join(near)}? " if near else ""
+        sys.stderr.write(
+            f"error: the configuration file {name} does not exist: {meant}`configs` lists those "
+            "of the package\n"
+        )
+        raise SystemExit(2)
