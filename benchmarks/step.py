@@ -24,8 +24,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from two_players import InTrainer, Watch, batches, quiet
+from two_players import Watch, batches, in_trainer, quiet
 
 from lightning_seg import CrossEntropyModule
 from lightning_seg.networks import LRASPP, DeepLabV3
@@ -104,19 +103,7 @@ def trained(
 ) -> float:
     """Train in a Trainer; return the seconds of a step."""
     clock = CPUClock()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        precision=precision,
-        max_steps=len(data),
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        limit_val_batches=0,
-        callbacks=[InTrainer(clock)],
-    )
-    trainer.fit(module, DataLoader(data, batch_size=None))
+    in_trainer(module, "cpu", precision, data, clock)
     return clock.seconds
 
 

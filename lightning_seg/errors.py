@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 
 class UserError(ValueError):
@@ -88,3 +89,18 @@ def require_one_of(*choices: str, error: type[UserError] = SetupError, **setting
 
 def _parted(option: str) -> tuple[str, str, str]:
     return option.partition(" ")
+
+
+def require_packages(needing: str, extra: str, *packages: str) -> None:
+    """Raise an error where a package of an extra is missing.
+
+    Args:
+        needing: The beginning of the sentence, such as `ONNX files need`.
+        extra: Name of the extra.
+        packages: Names of the packages.
+
+    Raises:
+        SetupError: With the missing ones and the command that installs the extra.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise SetupError(f"{needing} {' and '.join(missing)}: pip install 'lightning-seg[{extra}]'")

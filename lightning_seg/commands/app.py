@@ -11,14 +11,13 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
 from ipaddress import ip_address
 
 import torch
 from jsonargparse import Namespace
 
 from lightning_seg.commands.app_trial import Reader, Trial, load_sides
-from lightning_seg.errors import SetupError, require_range
+from lightning_seg.errors import SetupError, require_packages, require_range
 from lightning_seg.inference import Predictor
 
 MakeReader = Callable[[int, int, "tuple[float, float] | None"], Reader]
@@ -39,23 +38,20 @@ def app(options: Namespace, make_reader: MakeReader) -> int:
         SetupError: A checkpoint cannot be used, or the address not be taken.
         DataError: An option on images is out of its range.
     """
-    _require("fastapi", "uvicorn")
+    require_packages("the page needs the packages", "app", "fastapi", "uvicorn")
     from lightning_seg.commands.app_server import Server
 
     require_range(0, 65535, port=options.port)
     require_range(1e-3, math.inf, max_megabytes=options.max_megabytes)
     predictor = Predictor(**vars(options.inference))
-    make_reader(
-        3, options.max_pixels, options.image_range
-    )  # its options are checked before the wait
+    make_reader(3, options.max_pixels, options.image_range)  # checks them before the wait
     paths = [("ckpt_path", options.ckpt_path)]
     paths += [("against", options.against)] if options.against else []
     sides = load_sides(paths, predictor, device_of(options.device))
     reader = make_reader(sides[0].module.channels, options.max_pixels, options.image_range)
     with listening(options.host, options.port) as taken:
-        server = Server(
-            Trial(sides, reader, options.max_megabytes, options.max_pixels), options.host, taken
-        )
+        trial = Trial(sides, reader, options.max_megabytes, options.max_pixels)
+        server = Server(trial, options.host, is_loopback(taken.getsockname()[0]))
         print(notice(options.host, taken), flush=True)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[taken])
@@ -110,28 +106,30 @@ def listening(host: str, port: int) -> socket.socket:
     return taken
 
 
+def is_loopback(address: str) -> bool:
+    """Return whether a numeric address is reached from this machine alone.
+
+    Examples:
+        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    return ip_address(address.partition("%")[0]).is_loopback
+
+
 def notice(host: str, taken: socket.socket) -> str:
     """Return the line that says where the page is, and a second one on who can use it.
 
     Args:
-        host: The address as it was options.
+        host: The address as it was given.
         taken: The socket that the server listens at.
     """
     address, port = taken.getsockname()[:2]
     name = socket.gethostname() if ip_address(address.partition("%")[0]).is_unspecified else host
     shown = f"[{name}]" if ":" in name else name
     line = f"the page is at http://{shown}:{port}, and Ctrl-C ends it"
-    if ip_address(address.partition("%")[0]).is_loopback:
+    if is_loopback(address):
         return line
     return (
         f"{line}\nnote: {host} is not this machine alone: anyone on the network can use the page, "
         "and there is no password"
     )
-
-
-def _require(*packages: str) -> None:
-    """Raise an error where a package of the extra `app` is missing."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise SetupError(
-            f"the page needs the packages {' and '.join(missing)}: pip install 'lightning-seg[app]'"
-        )

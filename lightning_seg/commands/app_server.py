@@ -126,12 +126,11 @@ class Server(uvicorn.Server):
     Args:
         trial: The networks.
         host: The address as it was given.
-        taken: The socket that the server listens at.
+        loopback: Whether the server is reached from this machine alone.
     """
 
-    def __init__(self, trial: Trial, host: str, taken: socket.socket) -> None:
+    def __init__(self, trial: Trial, host: str, loopback: bool) -> None:
         self.trial = trial
-        loopback = is_loopback(taken.getsockname()[0])
         config = uvicorn.Config(
             build_app(trial, own_names(host, loopback), loopback),
             http="h11",
@@ -168,16 +167,6 @@ def own_names(host: str, loopback: bool) -> Collection[str]:
         return {"localhost", host.lower()}
     machine = socket.gethostname().lower()
     return {"localhost", host.lower(), machine, f"{machine}.local"}
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether a numeric address is reached from this machine alone.
-
-    Examples:
-        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
-        (True, True, False)
-    """
-    return ip_address(address.partition("%")[0]).is_loopback
 
 
 def build_app(trial: Trial, names: Collection[str], loopback: bool) -> ASGIApp:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_seg.deployment.segmenter import Segmenter
-from lightning_seg.errors import SetupError
+from lightning_seg.errors import SetupError, require_packages
 from lightning_seg.files import write_whole
 from lightning_seg.networks.image_sizes import short_formulas
 
@@ -121,7 +121,7 @@ def _difference(
 
 
 def _onnx(network: Segmenter, size: tuple[int, int], any_size: bool) -> bytes:
-    _require("onnxscript", "onnxruntime")
+    require_packages("ONNX files need", "onnx", "onnxscript", "onnxruntime")
     image = _traced(network, size, any_size)
     auto = torch.export.Dim.AUTO
     program = torch.onnx.export(
@@ -206,16 +206,6 @@ def _run_program(content: bytes, image: Tensor) -> NDArray[Any]:
     with torch.inference_mode():
         found: NDArray[Any] = module(image).numpy()
     return found
-
-
-def _require(*packages: str) -> None:
-    """Raise an error where a package of the extra `onnx` is missing."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise SetupError(
-            f"ONNX files need {' and '.join(missing)}: pip install 'lightning-seg[onnx]'"
-        )
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def pseudo_labels(
 
     Args:
         logits: (B, C, h, w) logits of the segmenter, any floating dtype. Logits smaller than
-            `valid` are upsampled bilinearly (`align_corners=False`), block by block of rows.
+            `valid` are upsampled bilinearly (`align_corners=False`), some rows at a time.
         scores: (B, 1, h, w) or (B, h, w) logits d of the discriminator; resized to (H, W).
         threshold: T, the smallest confidence `sigmoid(d)` of a pixel that is kept; 0 keeps all
             pixels, a value above 1 keeps none.
@@ -171,7 +171,7 @@ def confident_labels(
 
     Args:
         logits: (B, C, h, w) logits of the segmenter, any floating dtype. Logits smaller than
-            `valid` are upsampled bilinearly (`align_corners=False`), block by block of rows.
+            `valid` are upsampled bilinearly (`align_corners=False`), some rows at a time.
         threshold: Smallest probability of a class that is kept; 0 keeps all pixels.
         valid: (B, H, W) bool, False for pixels that are never kept, such as padding; None
             restricts nothing.
@@ -215,7 +215,7 @@ def pseudo_label_loss(
 
     Args:
         logits: (B, C, h, w) logits of the segmenter, any floating dtype; computed in float32 or
-            wider. Logits smaller than `valid` are upsampled bilinearly, block by block of rows.
+            wider. Logits smaller than `valid` are upsampled bilinearly, some rows at a time.
         scores: (B, 1, h, w) or (B, h, w) logits d of the discriminator; resized to (H, W).
         threshold: T, the smallest confidence `sigmoid(d)` of a pixel that is kept; 0 keeps all
             pixels, a value above 1 keeps none.

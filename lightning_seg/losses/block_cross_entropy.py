@@ -1,4 +1,4 @@
-"""Cross-entropies of logits that are smaller than the labels, block by block of rows.
+"""Cross-entropies of logits that are smaller than the labels, some rows at a time.
 
 The logits are upsampled bilinearly (`align_corners=False`), and softmax, losses and gradients are
 computed while a block of rows is near the processor. Only the gradient at the size of the logits is

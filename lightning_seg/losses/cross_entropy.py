@@ -29,7 +29,7 @@ def cross_entropy(
     `torch.nn.functional.cross_entropy` computes the same, but is NaN where no pixel is labelled.
 
     Logits may be smaller than the labels. They are then upsampled within the loss, bilinearly with
-    `align_corners=False`, block by block of rows, so that full-size logits are never in memory.
+    `align_corners=False`, some rows at a time, so that full-size logits are never in memory.
 
     Args:
         logits: (B, C, h, w) with h <= H and w <= W, any floating dtype; computed in float32 or

@@ -62,7 +62,7 @@ def loss_max_pooling(
     """Return the max-pooled cross-entropy of the labelled pixels.
 
     Logits may be smaller than the labels. They are then upsampled within the loss, bilinearly with
-    `align_corners=False`, block by block of rows, once for the losses and once for the gradient.
+    `align_corners=False`, some rows at a time, once for the losses and once for the gradient.
 
     Args:
         logits: (B, C, h, w) with h <= H and w <= W, any floating dtype; computed in float32 or

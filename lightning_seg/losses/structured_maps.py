@@ -46,7 +46,8 @@ def class_probabilities(logits: Tensor, size: tuple[int, int] | None = None) -> 
     Args:
         logits: (B, C, h, w), any floating dtype; computed in float32 or wider.
         size: (H, W), at least (h, w), to which smaller logits are upsampled bilinearly
-            (`align_corners=False`), block by block of rows where that is faster; None keeps theirs.
+            (`align_corners=False`), some rows at a time where that is faster; None keeps
+            the size of the logits.
 
     Returns:
         (B, C, H, W) probabilities.

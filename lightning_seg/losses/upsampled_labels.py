@@ -1,4 +1,4 @@
-"""The most probable classes of upsampled logits, block by block of rows."""
+"""The most probable classes of upsampled logits, some rows at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The softmax of logits that are smaller than the image, block by block of rows.
+"""The softmax of logits that are smaller than the image, some rows at a time.
 
 A discriminator and a structure analyzer take probabilities at the size of the image. These are
 computed without the full-size logits and their gradient, each a tensor (B, C, H, W).

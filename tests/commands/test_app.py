@@ -34,7 +34,7 @@ from torch import nn
 import cli
 import lightning_seg
 from datamodules import DataError, SyntheticScenesDataModule
-from lightning_seg import CrossEntropyModule, SetupError
+from lightning_seg import CrossEntropyModule, SetupError, errors
 from lightning_seg.commands import app as verb
 from lightning_seg.commands.app_server import own_names
 from lightning_seg.commands.app_trial import Side, how_seen, network_name
@@ -486,7 +486,7 @@ def test_mistakes_of_the_command_are_one_sentence(
             with pytest.raises((SetupError, DataError), match=message) as error:
                 cli.main(["app", *map(str, words)])
             assert "\n" not in str(error.value)
-        monkeypatch.setattr(verb, "find_spec", lambda name: None if name == "fastapi" else True)
+        monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "fastapi" else True)
         with pytest.raises(
             SetupError, match=r"packages fastapi: pip install 'lightning-seg\[app\]"
         ):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import torch
 
 from datamodules.uploads import upload_reader
-from lightning_seg.commands.app import listening
+from lightning_seg.commands.app import is_loopback, listening
 from lightning_seg.commands.app_server import Server
 from lightning_seg.commands.app_trial import Side, Trial, load_sides
 from lightning_seg.inference import Predictor
@@ -64,7 +64,7 @@ def trial_of(
 def served(trial: Trial, host: str = "127.0.0.1") -> Iterator[Served]:
     """Serve a page while the block runs."""
     with listening(host, 0) as taken:
-        server = Server(trial, host, taken)
+        server = Server(trial, host, is_loopback(taken.getsockname()[0]))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         try:
