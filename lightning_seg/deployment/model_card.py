@@ -92,7 +92,9 @@ def card_of(
     if "miou" in history:
         data = history["data"]
         results = [
-            EvalResult("image-segmentation", data, data, "mean_iou", history["miou"], "mIoU")
+            EvalResult(
+                "image-segmentation", data, data, "mean_iou", history["miou"], metric_name="mIoU"
+            )
         ]
     metadata = ModelCardData(
         library_name="lightning-seg",

@@ -66,6 +66,7 @@ def test_the_card_shows_the_scores_and_the_configuration_without_paths(run, tmp_
     (result,) = card.data.eval_results
     miou = float(tested.trainer.callback_metrics["test/miou"])
     assert result.metric_value == pytest.approx(miou, abs=1e-6)
+    assert (result.metric_name, result.task_name) == ("mIoU", None)
     assert card.data.model_name == "horses"
     assert card.data.pipeline_tag == "image-segmentation"
     assert f"| **mean** | **{100 * miou:.1f}** |" in card.text
